@@ -1,0 +1,60 @@
+"""Accuracy against labels a class on Fashion-MNIST: supervised from scratch beside SimCLRv2, several seeds.
+
+    python benchmarks/label_curve.py                 # seeds 0 1 2; about half an hour a seed on two cores
+    python benchmarks/label_curve.py --seeds 3 4
+
+A seed fixes the labels drawn, the weights and the views. Pretraining happens once a seed, on the sample's 10 000
+images without labels, with the demo's recipe (`simclrv2_nb.cli.recipe`); accuracy is on its 2 000 test images.
+Rows go to benchmarks/results/label_curve.json as they are made; what is there already is not run again.
+"""
+import argparse, json, time
+from pathlib import Path
+import torch
+from simclrv2_nb import cli, show, weights
+from simclrv2_nb.data import fashion_mnist_sample, label_subset
+from simclrv2_nb.evaluate import predict_batches, linear_probe, classifier_accuracy
+
+OUT = Path(__file__).parent/'results'/'label_curve.json'
+BUDGETS, DISTIL = (2, 5, 10, 20, 60, 200, 1000), (10, 60)      # labels a class; where students are distilled as well
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    p.add_argument('--epochs', type=int, default=cli.recipe['pretrain']['epochs'])
+    a = p.parse_args()
+    d, rows = fashion_mnist_sample(), json.loads(OUT.read_text())['rows'] if OUT.exists() else []
+    done = {(r['seed'], r['per_class'], r['protocol']) for r in rows}
+
+    def row(seed, n, protocol, f):
+        "One row, if it is not there yet"
+        if (seed, n, protocol) in done: return
+        t = time.perf_counter(); res = f()
+        acc = res if isinstance(res, float) else classifier_accuracy(res, d.test_x, d.test_y)
+        rows.append(dict(seed=seed, per_class=n, protocol=protocol, accuracy=round(100*acc, 2), seconds=round(time.perf_counter()-t, 1)))
+        cli._write(OUT, json.dumps(dict(command='python benchmarks/label_curve.py', machine=cli._machine(), recipe=cli.recipe, rows=rows), indent=1)+'\n')
+        print(rows[-1], flush=True)
+        return res
+
+    for seed in a.seeds:
+        cache = OUT.parent/f'.pretrained_{seed}.safetensors'       # ignored by git; spares the pretraining after an interruption
+        if cache.exists(): model = weights.load(cache)
+        else:
+            t = time.perf_counter()
+            model = cli.demo_pretrain(d.train_x, epochs=a.epochs, seed=seed).model
+            weights.save(model, cache)
+            print(f'seed {seed}: pretrained in {time.perf_counter()-t:.0f} s', flush=True)
+        h, ht = predict_batches(model.encoder, d.train_x), predict_batches(model.encoder, d.test_x)
+        for n in sorted(BUDGETS, key=lambda n: n not in DISTIL):
+            i = label_subset(d.train_y, n, seed=seed)
+            x, y = d.train_x[i], d.train_y[i]
+            row(seed, n, 'supervised', lambda: cli.demo_supervised(x, y, seed))
+            row(seed, n, 'linear_probe', lambda: linear_probe(h[i], y, ht, d.test_y))
+            row(seed, n, 'finetune_layer0', lambda: cli.demo_finetune(model, x, y, 0, seed))
+            teacher = row(seed, n, 'finetune_layer1', lambda: cli.demo_finetune(model, x, y, 1, seed))
+            if n not in DISTIL or (seed, n, 'distilled_half_width') in done: continue
+            if teacher is None: teacher = cli.demo_finetune(model, x, y, 1, seed)
+            same = row(seed, n, 'self_distilled', lambda: cli.demo_distill(teacher, d.train_x, cli.recipe['encoder'], seed=seed))
+            if same is None: same = cli.demo_distill(teacher, d.train_x, cli.recipe['encoder'], seed=seed)
+            row(seed, n, 'distilled_half_width', lambda: cli.demo_distill(same, d.train_x, cli.recipe['student'], seed=seed))
+
+if __name__ == '__main__': main()
