@@ -9,7 +9,6 @@ Rows go to benchmarks/results/label_curve.json as they are made; what is there a
 """
 import argparse, json, time
 from pathlib import Path
-import torch
 from simclrv2_nb import cli, show, weights
 from simclrv2_nb.data import fashion_mnist_sample, label_subset
 from simclrv2_nb.evaluate import predict_batches, linear_probe, classifier_accuracy
@@ -22,17 +21,18 @@ def main():
     p.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     p.add_argument('--epochs', type=int, default=cli.recipe['pretrain']['epochs'])
     a = p.parse_args()
-    d, rows = fashion_mnist_sample(), json.loads(OUT.read_text())['rows'] if OUT.exists() else []
-    done = {(r['seed'], r['per_class'], r['protocol']) for r in rows}
+    d, read = fashion_mnist_sample(), lambda: json.loads(OUT.read_text())['rows'] if OUT.exists() else []
+    done = {(r['seed'], r['per_class'], r['protocol']) for r in read()}
 
     def row(seed, n, protocol, f):
         "One row, if it is not there yet"
         if (seed, n, protocol) in done: return
         t = time.perf_counter(); res = f()
         acc = res if isinstance(res, float) else classifier_accuracy(res, d.test_x, d.test_y)
-        rows.append(dict(seed=seed, per_class=n, protocol=protocol, accuracy=round(100*acc, 2), seconds=round(time.perf_counter()-t, 1)))
+        new = dict(seed=seed, per_class=n, protocol=protocol, accuracy=round(100*acc, 2), seconds=round(time.perf_counter()-t, 1))
+        rows = sorted([*read(), new], key=lambda r: (r['seed'], r['per_class']))        # read again: another process may work on other seeds
         cli._write(OUT, json.dumps(dict(command='python benchmarks/label_curve.py', machine=cli._machine(), recipe=cli.recipe, rows=rows), indent=1)+'\n')
-        print(rows[-1], flush=True)
+        print(new, flush=True)
         return res
 
     for seed in a.seeds:
@@ -44,17 +44,20 @@ def main():
             weights.save(model, cache)
             print(f'seed {seed}: pretrained in {time.perf_counter()-t:.0f} s', flush=True)
         h, ht = predict_batches(model.encoder, d.train_x), predict_batches(model.encoder, d.test_x)
-        for n in sorted(BUDGETS, key=lambda n: n not in DISTIL):
+        for n in BUDGETS:
             i = label_subset(d.train_y, n, seed=seed)
             x, y = d.train_x[i], d.train_y[i]
             row(seed, n, 'supervised', lambda: cli.demo_supervised(x, y, seed))
             row(seed, n, 'linear_probe', lambda: linear_probe(h[i], y, ht, d.test_y))
             row(seed, n, 'finetune_layer0', lambda: cli.demo_finetune(model, x, y, 0, seed))
-            teacher = row(seed, n, 'finetune_layer1', lambda: cli.demo_finetune(model, x, y, 1, seed))
-            if n not in DISTIL or (seed, n, 'distilled_half_width') in done: continue
-            if teacher is None: teacher = cli.demo_finetune(model, x, y, 1, seed)
-            same = row(seed, n, 'self_distilled', lambda: cli.demo_distill(teacher, d.train_x, cli.recipe['encoder'], seed=seed))
-            if same is None: same = cli.demo_distill(teacher, d.train_x, cli.recipe['encoder'], seed=seed)
+            row(seed, n, 'finetune_layer1', lambda: cli.demo_finetune(model, x, y, 1, seed))
+        for n in DISTIL:
+            if (seed, n, 'distilled_half_width') in done: continue
+            i = label_subset(d.train_y, n, seed=seed)
+            teacher = cli.demo_finetune(model, d.train_x[i], d.train_y[i], 1, seed)
+            students = []
+            row(seed, n, 'self_distilled', lambda: students.append(cli.demo_distill(teacher, d.train_x, cli.recipe['encoder'], seed=seed)) or students[0])
+            same = students[0] if students else cli.demo_distill(teacher, d.train_x, cli.recipe['encoder'], seed=seed)
             row(seed, n, 'distilled_half_width', lambda: cli.demo_distill(same, d.train_x, cli.recipe['student'], seed=seed))
 
 if __name__ == '__main__': main()

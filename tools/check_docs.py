@@ -4,7 +4,7 @@
 Checked: links and pictures in the pages (also those nbdev made of back-ticked names), anchors, and the relative
 links of the Markdown files at the root. Also told: text that would be lost from the site. Exit status 1 if a page cannot be processed or a link is broken.
 """
-import argparse, json, re, sys
+import argparse, json, os, re, sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -81,13 +81,13 @@ def lost_text(path):
 def broken(page, url, pages, site, base):
     "Why `url` on `page` does not resolve, or None"
     url = url.strip('<>')
-    if site and url.startswith(site): target, url = base, url[len(site):].lstrip('/')
+    if site and url.startswith(site): url = url[len(site):] if url[len(site):].startswith('/') else '/'
     elif re.match(r'[a-z][\w+.-]*:|//', url, re.I): return None
-    else: target = page.path.parent
     name, _, anchor = url.partition('#')
     name = unquote(name.partition('?')[0])
-    target = (base/name.lstrip('/') if name.startswith('/') else target/name).resolve() if name or target == base else page.path
-    if target == base: target = base/'index.html'
+    if not name: target = page.path
+    elif name == '/': target = base/'index.html'
+    else: target = (base/name.lstrip('/') if name.startswith('/') else page.path.parent/name).resolve()
     if base not in target.parents: return 'outside what is published'
     other = page if target == page.path else pages.get(target)
     if not other: return None if target.exists() and not target.suffix == '.html' else 'no such file'
@@ -98,6 +98,7 @@ def main():
     parser.add_argument('--n_workers', type=int, default=2, help='pages processed at a time')
     parser.add_argument('--cached', action='store_true', help='process only pages changed since the last time')
     args = parser.parse_args()
+    os.environ.setdefault('PYTHONWARNINGS', 'ignore:Found cells containing imports')   # nbdev's advice, of no concern to links
     from nbdev.config import get_config
     from nbdev.serve import proc_nbs
     cfg = get_config()
