@@ -60,4 +60,17 @@ def main():
             same = students[0] if students else cli.demo_distill(teacher, d.train_x, cli.recipe['encoder'], seed=seed)
             row(seed, n, 'distilled_half_width', lambda: cli.demo_distill(same, d.train_x, cli.recipe['student'], seed=seed))
 
-if __name__ == '__main__': main()
+def picture():
+    "The curve on the home page: nbs/images/label_curve.png"
+    import matplotlib.pyplot as plt
+    rows = json.loads(OUT.read_text())['rows']
+    curves = {}
+    for r in rows:
+        if r['protocol'] in ('supervised','finetune_layer1'): curves.setdefault(r['protocol'], {}).setdefault(r['per_class'], []).append(r['accuracy'])
+    show.use_style()
+    path = OUT.parents[2]/'nbs'/'images'/'label_curve.png'
+    path.parent.mkdir(exist_ok=True)
+    cli._write(path, fig=show.plot_labels(curves).figure)
+    plt.close('all')
+
+if __name__ == '__main__': main(); picture()

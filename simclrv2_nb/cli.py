@@ -25,12 +25,12 @@ from .evaluate import predict_batches, linear_probe, classifier_accuracy
 from .scale import cpu_has_bf16
 from . import show, weights
 
-# %% ../nbs/api/12_cli.ipynb #5d2be58e
+# %% ../nbs/api/12_cli.ipynb #446e6fb3
 recipe = dict(
     encoder='r18_0.25x_sk0', student='r18_0.125x_sk0',
     pretrain=dict(epochs=12, bs=128, lr=3., warmup=.1, temperature=0.2, strength=1.25, min_scale=0.2),
     supervised=dict(steps=200, epochs=10, bs=128, lr=2e-3, wd=1e-2, min_scale=0.9),
-    finetune=dict(steps=60, epochs=10, bs=128, lr=0.025, min_scale=0.9),
+    finetune=dict(steps=120, epochs=10, bs=128, lr=1e-3, wd=1e-2, min_scale=0.9),
     distill=dict(epochs=6, bs=128, lr=3e-3, wd=1e-2, temperature=1., min_scale=0.8),
 )
 
@@ -77,7 +77,7 @@ def demo_supervised(
     learn = finetune_learner(dls, SimCLRModel(_encoder(name or recipe['encoder'])), 0, augment=FineTuneAugment(28, r['min_scale']), opt_func=Adam)
     return _fit(learn, False, lambda l: l.fit_one_cycle(_epochs(r, dls), r['lr'], wd=r['wd'])).model
 
-# %% ../nbs/api/12_cli.ipynb #0c3bf9ed
+# %% ../nbs/api/12_cli.ipynb #0f13aa0d
 def demo_finetune(
     model, # The pretrained `SimCLRModel`
     x, # Labelled images, uint8
@@ -88,8 +88,8 @@ def demo_finetune(
     "Stage two with the demo's recipe"
     r = recipe['finetune']; set_seed(seed)
     dls = image_dls((x, y), bs=r['bs'], vocab=fashion_classes)
-    learn = finetune_learner(dls, model, from_layer, augment=FineTuneAugment(28, r['min_scale']), lr=r['lr'])
-    return _fit(learn, False, lambda l: l.fit_warmup_cosine(_epochs(r, dls), warmup=0)).model
+    learn = finetune_learner(dls, model, from_layer, augment=FineTuneAugment(28, r['min_scale']), opt_func=Adam)
+    return _fit(learn, False, lambda l: l.fit_one_cycle(_epochs(r, dls), r['lr'], wd=r['wd'])).model
 
 # %% ../nbs/api/12_cli.ipynb #7c7d9fe0
 def demo_distill(
@@ -252,14 +252,14 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 @app.callback()
 def _root(): pass
 
-# %% ../nbs/api/12_cli.ipynb #16808a07
+# %% ../nbs/api/12_cli.ipynb #9002d031
 @app.command()
 def demo(
-    out:Path=typer.Option('demo_results', help='Folder for the table, the models and the pictures'),
-    per_class:int=typer.Option(10, help='Labelled images of each class, 1 to 1000'),
-    epochs:int=typer.Option(recipe['pretrain']['epochs'], help='Passes of pretraining over the 10 000 images'),
-    distil_epochs:int=typer.Option(recipe['distill']['epochs'], help='Passes of each distillation'),
-    seed:int=typer.Option(0, help='Of labels, weights and views'),
+    out:Path=typer.Option('demo_results', help='Folder for the table, the models and the pictures'), # made if missing
+    per_class:int=typer.Option(10, help='Labelled images of each class, 1 to 1000'), # drawn from the 10 000
+    epochs:int=typer.Option(recipe['pretrain']['epochs'], help='Passes of pretraining over the 10 000 images'), # the main cost
+    distil_epochs:int=typer.Option(recipe['distill']['epochs'], help='Passes of each distillation'), # two of them
+    seed:int=typer.Option(0, help='Of labels, weights and views'), # the same seed, the same run
 ):
     "All three stages on Fashion-MNIST in about six minutes on a laptop, and a table of what each bought"
     import matplotlib

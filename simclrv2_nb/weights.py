@@ -65,7 +65,7 @@ def _misfits(model, tensors):
         elif t.dtype != w.dtype and not {t.dtype, w.dtype} <= _FLOATS: bad.append(f'{k} is {t.dtype}, not {w.dtype}')
     return '; '.join(sorted(bad)[:3]) + (f' and {len(bad)-3} more' if len(bad) > 3 else '')
 
-# %% ../nbs/api/10_weights.ipynb #c28e927c
+# %% ../nbs/api/10_weights.ipynb #a04d6257
 _FORMAT = 'simclrv2_nb 1'
 
 def save(
@@ -85,6 +85,7 @@ def save(
         tmp.chmod(mode)
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())    # on the disk before the name moves: a power cut would leave it empty
         tmp.replace(path)
+    except SafetensorError as e: raise OSError(f'{path} cannot be written: {e}') from e
     finally: tmp.unlink(missing_ok=True)
     return path
 
