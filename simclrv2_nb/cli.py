@@ -270,8 +270,9 @@ def demo(
         files = ', '.join(sorted(p.name for p in Path(out).glob('[!.]*'))) or 'none yet'
         typer.echo(f'\nstopped. What is in {out} is whole: {files}', err=True); raise typer.Exit(130)
 
-# %% ../nbs/api/12_cli.ipynb #ce162cdc
+# %% ../nbs/api/12_cli.ipynb #7d17df53
 def main():
     "The console script"
     warnings.filterwarnings('ignore', category=FutureWarning, module='torch')      # fastai still uses torch.jit.script
+    warnings.filterwarnings('ignore', message='Your generator is empty')           # no validation set: nothing to warn of
     app()

@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['SimCLR', 'pretrain_learner']
 
-# %% ../nbs/api/06_pretrain.ipynb #d2720786
+# %% ../nbs/api/06_pretrain.ipynb #ebda9548
 import torch, torch.nn as nn
-from torch import Tensor
 from fastcore.basics import patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
