@@ -49,7 +49,7 @@ def main():
             x, y = d.train_x[i], d.train_y[i]
             row(seed, n, 'supervised', lambda: cli.demo_supervised(x, y, seed))
             row(seed, n, 'linear_probe', lambda: linear_probe(h[i], y, ht, d.test_y))
-            if n in (10, 60): row(seed, n, 'finetune_layer0', lambda: cli.demo_finetune(model, x, y, 0, seed))
+            if n in DISTIL: row(seed, n, 'finetune_layer0', lambda: cli.demo_finetune(model, x, y, 0, seed))
             row(seed, n, 'finetune_layer1', lambda: cli.demo_finetune(model, x, y, 1, seed))
         for n in DISTIL:
             if (seed, n, 'distilled_half_width') in done: continue
