@@ -90,14 +90,14 @@ def lars_splitter(
     "`lars_groups` as a fastai splitter"
     return lars_groups(model)
 
-# %% ../nbs/api/05_optim.ipynb #9a82f457
+# %% ../nbs/api/05_optim.ipynb #9d01d3dc
 def lars_opt(
     weight_decay:float=0., # Of the groups that decay; fastai's `fit(wd=…)` overrides it
     momentum:float=0.9, # m in [0,1)
     eeta:float=0.001 # η of the trust ratio
 ): # Give it to `Learner(opt_func=…, splitter=lars_splitter)`
     "LARS as a fastai `opt_func`"
-    return partial(OptimWrapper, opt=LARS, weight_decay=weight_decay, momentum=momentum, eeta=eeta)
+    return partial(OptimWrapper, opt=LARS, weight_decay=weight_decay, momentum=momentum, eeta=eeta, convert_groups=False)
 
 # %% ../nbs/api/05_optim.ipynb #ff499887
 def warmup_cosine(
