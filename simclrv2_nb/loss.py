@@ -33,7 +33,7 @@ def _whole(z, temperature):
     s.fill_diagonal_(-torch.inf)
     return F.cross_entropy(s, torch.arange(len(z), device=z.device).roll(len(z)//2), reduction='sum')
 
-# %% ../nbs/api/04_loss.ipynb #288049a4
+# %% ../nbs/api/04_loss.ipynb #0fa4f27d
 class _Chunked(torch.autograd.Function):
     "`_whole` and its gradient, a few rows at a time: no 2N×2N matrix is ever held"
     @staticmethod
@@ -45,7 +45,6 @@ class _Chunked(torch.autograd.Function):
             s[k,i] = -torch.inf
             log_p = s.log_softmax(1)
             total -= log_p[k,j].sum()
-            if not ctx.needs_input_grad[0]: continue
             g = log_p.exp()
             g[k,j] = log_p[k,j].expm1()      # p − 1 without cancellation where p is close to 1
             grad[i] += g @ z
@@ -102,7 +101,7 @@ class NTXentLoss(nn.Module):
     def forward(self, z, *targets): return nt_xent(z, self.temperature, self.normalize, self.directions, self.chunk_size)
     def extra_repr(self): return f'temperature={self.temperature}'
 
-# %% ../nbs/api/04_loss.ipynb #86b4f521
+# %% ../nbs/api/04_loss.ipynb #3fecc39e
 def distillation_loss(
     student_logits:Tensor, # N×classes
     teacher_logits:Tensor, # N×classes; no gradient goes there
@@ -113,11 +112,10 @@ def distillation_loss(
     if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2:
         raise ValueError(f'student_logits and teacher_logits must both be N×classes, got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}')
     _check_temperature(temperature)
-    with _full_precision(student_logits):
-        s, t = _wide(student_logits)/temperature, _wide(teacher_logits.detach())/temperature
-        return F.cross_entropy(s, t.softmax(1).to(s.dtype)) * (temperature**2 if t_squared else 1)
+    s, t = _wide(student_logits)/temperature, _wide(teacher_logits.detach())/temperature
+    return F.cross_entropy(s, t.softmax(1).to(s.dtype)) * (temperature**2 if t_squared else 1)
 
-# %% ../nbs/api/04_loss.ipynb #5853c67c
+# %% ../nbs/api/04_loss.ipynb #06a79c69
 class DistillLoss(nn.Module):
     "(1−α) · cross-entropy over the labelled rows + α · distillation over all rows, each a mean over its own rows (paper, eq. 3)"
     def __init__(self,
@@ -135,8 +133,7 @@ class DistillLoss(nn.Module):
     )->Tensor: # A number
         loss = self.alpha * distillation_loss(student_logits, teacher_logits, self.temperature)
         if self.alpha == 1 or targets is None: return loss
-        with _full_precision(student_logits):
-            y = targets.as_subclass(Tensor).long()
-            ce = F.cross_entropy(_wide(student_logits), y, ignore_index=-1, reduction='sum') / (y != -1).sum().clamp_min(1)
+        y = targets.as_subclass(Tensor).long()
+        ce = F.cross_entropy(_wide(student_logits), y, ignore_index=-1, reduction='sum') / (y != -1).sum().clamp_min(1)
         return loss + (1-self.alpha) * ce
     def extra_repr(self): return f'temperature={self.temperature}, alpha={self.alpha}'
