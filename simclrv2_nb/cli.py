@@ -31,7 +31,7 @@ recipe = dict(
     pretrain=dict(epochs=12, bs=128, lr=3., warmup=.1, temperature=0.2, strength=1.25, min_scale=0.2),
     supervised=dict(steps=200, epochs=10, bs=128, lr=2e-3, wd=1e-2, min_scale=0.9),
     finetune=dict(steps=120, epochs=10, bs=128, lr=1e-3, wd=1e-2, min_scale=0.9),
-    distill=dict(epochs=6, bs=128, lr=3e-3, wd=1e-2, temperature=1., min_scale=0.8),
+    distill=dict(epochs=5, bs=128, lr=3e-3, wd=1e-2, temperature=1., min_scale=0.8),
 )
 
 # %% ../nbs/api/12_cli.ipynb #06b91de4
@@ -143,7 +143,7 @@ def _check_out(out):
 def _table(rows):
     "The rows as a Markdown table"
     head = '| protocol | parameters | test accuracy (%) | seconds |\n|:--|--:|--:|--:|\n'
-    return head + ''.join(f"| {show.labels[r['protocol']]} | {r['params']:,} | {r['accuracy']:.1f} | {r['seconds']:.0f} |\n" for r in rows)
+    return head + ''.join(f"| {show.protocol_names[r['protocol']]} | {r['params']:,} | {r['accuracy']:.1f} | {r['seconds']:.0f} |\n" for r in rows)
 
 def _verdict(rows, per_class, n):
     "What was bought by what, in two sentences computed from the table"
@@ -190,7 +190,7 @@ class _Rows(list):
         else: acc, params = res
         self.append(dict(protocol=protocol, params=params, accuracy=round(100*acc, 2), seconds=round(seconds, 1)))
         _write(self.out/'results.json', json.dumps(self, indent=1)+'\n')
-        self.say(f'{show.labels[protocol]}: {100*acc:.1f} % ({seconds:.0f} s)')
+        self.say(f'{show.protocol_names[protocol]}: {100*acc:.1f} % ({seconds:.0f} s)')
         return res
 
 # %% ../nbs/api/12_cli.ipynb #00ba20a0
@@ -225,7 +225,7 @@ def run_demo(
     say(f'{len(d.train_x):,} images without labels, {len(i)} with; {_machine()}')
     before = SimCLRModel(_encoder(recipe['encoder']))
     estimate = _Estimate(say, lambda step: _seconds(step, epochs, distil_epochs, len(d.train_x)//recipe['pretrain']['bs']))
-    learn = demo_pretrain(d.train_x, d.test_x, epochs, seed, bars, [estimate])
+    learn = demo_pretrain(d.train_x, d.test_x[:640], epochs, seed, bars, [estimate])
     weights.save(learn.model, out/'pretrained.safetensors')
     say(f'pretrained: contrastive top-1 {100*learn.recorder.values[-1][-1]:.1f} % ({time.perf_counter()-t0:.0f} s)')
     _pictures(out, d, learn, before, seed)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['nt_xent', 'contrastive_accuracy', 'NTXentLoss', 'distillation_loss', 'DistillLoss']
 
-# %% ../nbs/api/04_loss.ipynb #3363d1e3
-import torch, torch.nn as nn, torch.nn.functional as F
+# %% ../nbs/api/04_loss.ipynb #c8951d0f
+import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
 from torch import Tensor
 
 # %% ../nbs/api/04_loss.ipynb #ffb20116
@@ -26,21 +26,21 @@ def _check_z(z):
     if z.ndim != 2 or len(z) % 2 or not len(z):
         raise ValueError(f'z must be 2N×d, all first views and then all second views; got shape {tuple(z.shape)}')
 
-# %% ../nbs/api/04_loss.ipynb #be37c9ce
-def _whole(z, temperature):
-    "Sum over the 2N rows of −log softmax of the other view among everybody else"
-    s = z @ z.T / temperature
-    s.fill_diagonal_(-torch.inf)
-    return F.cross_entropy(s, torch.arange(len(z), device=z.device).roll(len(z)//2), reduction='sum')
+# %% ../nbs/api/04_loss.ipynb #2274cc6e
+def _whole(z, rows, temperature):
+    "Sum over `rows` of −log softmax of the other view among everybody else in `z`"
+    s = z[rows] @ z.T / temperature
+    s[torch.arange(len(rows), device=z.device), rows] = -torch.inf
+    return F.cross_entropy(s, (rows + len(z)//2) % len(z), reduction='sum')
 
-# %% ../nbs/api/04_loss.ipynb #0fa4f27d
+# %% ../nbs/api/04_loss.ipynb #e55e48f4
 class _Chunked(torch.autograd.Function):
     "`_whole` and its gradient, a few rows at a time: no 2N×2N matrix is ever held"
     @staticmethod
-    def forward(ctx, z, temperature, chunk):
-        m = len(z); total, grad = z.new_zeros(()), torch.zeros_like(z)
-        for i in torch.arange(m, device=z.device).split(chunk):
-            k, j = torch.arange(len(i), device=z.device), (i + m//2) % m
+    def forward(ctx, z, rows, temperature, chunk):
+        total, grad = z.new_zeros(()), torch.zeros_like(z)
+        for i in rows.split(chunk):
+            k, j = torch.arange(len(i), device=z.device), (i + len(z)//2) % len(z)
             s = z[i] @ z.T / temperature
             s[k,i] = -torch.inf
             log_p = s.log_softmax(1)
@@ -53,16 +53,52 @@ class _Chunked(torch.autograd.Function):
         return total
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad): return grad*ctx.saved_tensors[0], None, None
+    def backward(ctx, grad): return grad*ctx.saved_tensors[0], None, None, None
 
-# %% ../nbs/api/04_loss.ipynb #0a53052f
+# %% ../nbs/api/04_loss.ipynb #e7185473
+class _Gather(torch.autograd.Function):
+    "The images of all processes, `sizes` of them each; on the way back, the sum of what all of them ask for"
+    @staticmethod
+    def forward(ctx, z, sizes):
+        ctx.sizes, padded = sizes, z.new_zeros(max(sizes), *z.shape[1:])
+        padded[:len(z)] = z                                # gather wants equal shapes
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([o[:n] for o,n in zip(parts, sizes)])
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        dist.all_reduce(grad := grad.clone(memory_format=torch.contiguous_format))
+        return grad.split(ctx.sizes)[dist.get_rank()], None
+
+# %% ../nbs/api/04_loss.ipynb #3da30ff4
+def _gather(z):
+    "`z` of all processes, first views before second ones, and which of its rows are ours"
+    mine = torch.tensor([len(z)//2, z.shape[1]], device=z.device)
+    dist.all_gather(shapes := [torch.empty_like(mine) for _ in range(dist.get_world_size())], mine)
+    sizes, widths = torch.stack(shapes).T.tolist()
+    if len(set(widths)) > 1: raise ValueError(f'z must have as many columns on every process, got {widths}')
+    views = _Gather.apply(z.unflatten(0, (2,-1)).transpose(0, 1), sizes).transpose(0, 1)      # 2×N×d
+    start = sum(sizes[:dist.get_rank()])
+    rows = torch.arange(start, start+len(z)//2, device=z.device)
+    return views.flatten(0, 1), torch.cat([rows, rows+views.shape[1]])
+
+# %% ../nbs/api/04_loss.ipynb #937fdcac
+def _mean_over_processes(loss):
+    "The mean of all processes' `loss`, which keeps the gradient of our own"
+    whole = loss.detach().clone()
+    dist.all_reduce(whole)
+    return loss + (whole/dist.get_world_size() - loss).detach()
+
+# %% ../nbs/api/04_loss.ipynb #d52f47ec
 def nt_xent(
     z:Tensor, # Projections, 2N×d: the N first views, then the N second views in the same order
     temperature:float=0.1, # τ > 0
     normalize:bool=True, # Scale rows to length 1, so that s is the cosine
     directions:str='mean', # 'mean' over all 2N rows, as in the paper; 'sum' of the two directions, as in the reference code: twice that
-    chunk_size:int=None # Rows computed at a time; None: all at once up to 4096 rows, else 1024
-)->Tensor: # A number, float32 (float64 for float64 input)
+    chunk_size:int=None, # Rows computed at a time; None: all at once up to 4096 rows, else 1024
+    gather:bool=False # Compare with the views of all processes of `torch.distributed`, each of which must call this; the average of their gradients is that of the whole batch
+)->Tensor: # A number, float32 (float64 for float64 input); with `gather` the same on every process
     "Normalised temperature-scaled cross-entropy (paper, eq. 1): find the other view of each image among 2N−1"
     _check_z(z); _check_temperature(temperature)
     if directions not in ('mean','sum'): raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
@@ -70,10 +106,13 @@ def nt_xent(
     with _full_precision(z):
         z = _wide(z)
         if normalize: z = F.normalize(z, dim=1, eps=1e-6)            # the reference: rsqrt(max(Σz², 1e-12))
+        gather = gather and dist.is_available() and dist.is_initialized()
+        z, rows = _gather(z) if gather else (z, torch.arange(len(z), device=z.device))
         n = len(z)
         if chunk_size is None: chunk_size = n if n <= 4096 else 1024
-        total = _whole(z, temperature) if chunk_size >= n else _Chunked.apply(z, temperature, chunk_size)
-        return total / (n if directions == 'mean' else n//2)
+        total = _whole(z, rows, temperature) if chunk_size >= n else _Chunked.apply(z, rows, temperature, chunk_size)
+        loss = total / (n if directions == 'mean' else n//2)
+        return _mean_over_processes(loss*dist.get_world_size()) if gather else loss
 
 # %% ../nbs/api/04_loss.ipynb #06d42bc4
 def contrastive_accuracy(
@@ -86,19 +125,20 @@ def contrastive_accuracy(
         a, b = F.normalize(_wide(z), dim=1).chunk(2)
         return ((a @ b.T).argmax(1) == torch.arange(len(a), device=z.device)).float().mean()
 
-# %% ../nbs/api/04_loss.ipynb #9ab4287b
+# %% ../nbs/api/04_loss.ipynb #25951c35
 class NTXentLoss(nn.Module):
     "`nt_xent` as a fastai loss function: targets are ignored"
     def __init__(self,
         temperature:float=0.1, # τ > 0
         normalize:bool=True, # Scale rows to length 1
         directions:str='mean', # 'mean' or 'sum', see `nt_xent`
-        chunk_size:int=None # Rows computed at a time
+        chunk_size:int=None, # Rows computed at a time
+        gather:bool=True # With the views of all processes, where there are several
     ):
         super().__init__()
         _check_temperature(temperature)
-        self.temperature,self.normalize,self.directions,self.chunk_size = temperature,normalize,directions,chunk_size
-    def forward(self, z, *targets): return nt_xent(z, self.temperature, self.normalize, self.directions, self.chunk_size)
+        self.temperature,self.normalize,self.directions,self.chunk_size,self.gather = temperature,normalize,directions,chunk_size,gather
+    def forward(self, z, *targets): return nt_xent(z, self.temperature, self.normalize, self.directions, self.chunk_size, self.gather)
     def extra_repr(self): return f'temperature={self.temperature}'
 
 # %% ../nbs/api/04_loss.ipynb #3fecc39e
