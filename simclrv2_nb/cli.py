@@ -274,5 +274,4 @@ def demo(
 def main():
     "The console script"
     warnings.filterwarnings('ignore', category=FutureWarning, module='torch')      # fastai still uses torch.jit.script
-    warnings.filterwarnings('ignore', message='Your generator is empty')           # no validation set: nothing to warn of
     app()

@@ -204,7 +204,9 @@ def image_dls(
     if bs < 1: raise ValueError(f'bs must be ≥ 1, got {bs}')
     train_dl = BatchDL(ds, bs=min(bs, len(ds)), shuffle=True, drop_last=True)
     # an empty loader made by `new` knows its types without an image, so that `test_dl` and `export` work
-    if valid[0] is None: valid_dl = train_dl.new(ds.new_empty(), bs=bs, shuffle=False, drop_last=False)
+    if valid[0] is None:
+        valid_dl = train_dl.new(ds.new_empty(), bs=bs, shuffle=False, drop_last=False)
+        warnings.filterwarnings('ignore', message='Your generator is empty')      # fastprogress, of a validation nobody asked for
     else: valid_dl = BatchDL(ImageBatches(*valid, vocab=ds.vocab if len(valid) > 1 else None), bs=bs)
     return DataLoaders(train_dl, valid_dl, device=device or default_device())
 
