@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FineTune', 'finetune_learner']
 
-# %% ../nbs/api/07_finetune.ipynb #159ed7c0
+# %% ../nbs/api/07_finetune.ipynb #7cc3b596
 import torch.nn as nn
 from copy import deepcopy
 from fastcore.basics import patch
@@ -18,17 +18,18 @@ from fastai.losses import CrossEntropyLossFlat
 from fastai.metrics import accuracy
 from .data import warn_if_normalized
 from .augment import FineTuneAugment, eval_crop, check_images
+from .resnet import ResNet
 from .head import Classifier, SimCLRModel
 from .optim import lars_opt, lars_splitter, scale_lr
 from .scale import precision_callbacks
 
-# %% ../nbs/api/07_finetune.ipynb #150cc6d4
+# %% ../nbs/api/07_finetune.ipynb #3c4e7618
 class FineTune(Callback):
     "Crop and flip while training, the central crop in validation; `freeze=True` trains the linear layer alone"
     order,name = 5,'finetune'              # before mixed precision (10); fastai's name for it would hide `Learner.fine_tune`
     def __init__(self,
         augment=None, # Makes a view of a batch, called with (images); None: `FineTuneAugment` for the first batch's size
-        freeze:bool=False # A linear probe: everything but `model.supervised` is frozen, and stays in eval mode
+        freeze=False # True: a linear probe, everything but `model.supervised` is frozen and stays in eval mode; 'stem', 'group1', 'group2' or 'group3': the encoder's weights up to there are frozen
     ): self.augment,self.freeze,self._thaw = augment,freeze,[]
 
 # %% ../nbs/api/07_finetune.ipynb #195178f8
@@ -53,18 +54,26 @@ def _check_labels(self:FineTune):
     elif not self.yb[0].is_floating_point() and (self.yb[0] < 0).any():
         raise ValueError('some images have label −1, which means none: fine-tune on the labelled ones, or distil with `distill_learner`')
 
-# %% ../nbs/api/07_finetune.ipynb #fea4f1b7
+# %% ../nbs/api/07_finetune.ipynb #eb96e571
+def _frozen_parts(model, freeze):
+    "The modules of `model` that do not learn"
+    if freeze is True:
+        linear = getattr(model, 'supervised', None)
+        if not isinstance(linear, nn.Module): raise ValueError(f'freeze=True needs a model whose linear layer is called `supervised`, as in `head.Classifier`; got {type(model).__name__}')
+        return [m for m in model.children() if m is not linear]
+    names, enc = ['stem','group1','group2','group3'], getattr(model, 'encoder', None)
+    if freeze not in names: raise ValueError(f'freeze must be False, True or one of {names}, got {freeze!r}')
+    if not isinstance(enc, ResNet): raise ValueError(f'freeze={freeze!r} needs a model whose encoder is a `ResNet`, got {type(enc).__name__}')
+    return [enc.stem, enc.stem_out, *enc.groups[:names.index(freeze)]]
+
 @patch
 def _freeze(self:FineTune):
-    "No gradient and no batch statistics for anything but the linear layer"
-    model = get_model(self.model)
-    linear = getattr(model, 'supervised', None)
-    if not isinstance(linear, nn.Module): raise ValueError(f'freeze=True needs a model whose linear layer is called `supervised`, as in `head.Classifier`; got {type(model).__name__}')
-    for m in model.children():
-        if m is not linear: m.eval()
-    rest = set(model.parameters()) - set(linear.parameters())
-    self._thaw += [p for p in rest if p.requires_grad]
-    for p in rest: p.requires_grad_(False).grad = None
+    "No gradient for the frozen parts; in a linear probe no batch statistics either"
+    for part in _frozen_parts(get_model(self.model), self.freeze):
+        if self.freeze is True: part.eval()
+        for p in part.parameters():
+            if p.requires_grad: self._thaw.append(p)
+            p.requires_grad_(False).grad = None
 
 # %% ../nbs/api/07_finetune.ipynb #7fad866c
 @patch
@@ -85,14 +94,14 @@ def after_fit(self:FineTune):
     for p in self._thaw: p.requires_grad_(True)
     self._thaw = []
 
-# %% ../nbs/api/07_finetune.ipynb #b50fb155
+# %% ../nbs/api/07_finetune.ipynb #95a76de5
 @delegates(Learner.__init__)
 def finetune_learner(
     dls, # fastai `DataLoaders` of labelled images in [0,1]
     model, # A `SimCLRModel` (copied, so it can be fine-tuned again) or a `Classifier` to train further
     from_layer:int=1, # Layers of the head that are kept; the paper: 1 for few labels, 0 for many. Not used with a `Classifier`
     num_classes:int=None, # None: `dls.c`
-    freeze:bool=False, # A linear probe: only the linear layer is trained
+    freeze=False, # True: a linear probe, only the linear layer is trained; or how much of the encoder keeps its weights, see `FineTune`
     augment=None, # Makes a view of a batch, called with (images); None: random crop and flip at the images' size
     lr:float=None, # Peak learning rate; None: 0.005·√batch, the paper's
     weight_decay:float=0., # The paper's; LARS still adapts
