@@ -31,7 +31,7 @@ recipe = dict(
     pretrain=dict(epochs=12, bs=128, lr=3., warmup=.1, temperature=0.2, strength=1.25, min_scale=0.2),
     supervised=dict(steps=200, epochs=10, bs=128, lr=2e-3, wd=1e-2, min_scale=0.9),
     finetune=dict(steps=120, epochs=10, bs=128, lr=1e-3, wd=1e-2, min_scale=0.9),
-    distill=dict(epochs=5, bs=128, lr=3e-3, wd=1e-2, temperature=1., min_scale=0.8),
+    distill=dict(epochs=6, bs=128, lr=3e-3, wd=1e-2, temperature=1., min_scale=0.8),
 )
 
 # %% ../nbs/api/12_cli.ipynb #06b91de4
