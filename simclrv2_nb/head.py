@@ -103,7 +103,7 @@ def forward(self:Normalized,
     if not torch.compiler.is_compiling() or isinstance(x, TensorBase): x = check_images(x, self.mean.shape[1])
     return self.encoder((x - self.mean) / self.std)
 
-# %% ../nbs/api/03_head.ipynb #368ebef2
+# %% ../nbs/api/03_head.ipynb #d984c3a9
 class SimCLRModel(nn.Module):
     "An encoder and its projection head: what stage one trains"
     def __init__(self,
@@ -116,6 +116,7 @@ class SimCLRModel(nn.Module):
         n = getattr(encoder, 'num_features', None)
         if n is not None and n != self.head.in_features: raise ValueError(f'the encoder gives {n} features, the head wants {self.head.in_features}')
         self.supervised,self.supervised_layer = None,None   # a classifier that came with a checkpoint, and the head layer it sits on
+        self.resize_kernel = 'tf2'                          # how images are to be resized for it: the released networks were trained with 'tf1'
 
 # %% ../nbs/api/03_head.ipynb #c5c9b997
 @patch
@@ -150,7 +151,7 @@ def _supervised(model, from_layer, width, num_classes):
         warnings.warn(f'the classifier that came with the model was trained on layer {at}, not {from_layer}: leave from_layer out, or give num_classes for a new one')
     return lin
 
-# %% ../nbs/api/03_head.ipynb #9df026f8
+# %% ../nbs/api/03_head.ipynb #97a568b0
 class Classifier(nn.Module):
     "The encoder, the first `from_layer` layers of its projection head, and a linear layer: what stages two and three train"
     def __init__(self,
@@ -164,6 +165,7 @@ class Classifier(nn.Module):
         self.head = nn.Sequential(*list(model.head.layers)[:k])
         width = model.head.out_features if k == model.head.num_layers else model.head.in_features
         self.supervised = _supervised(model, k, width, num_classes)
+        self.resize_kernel = model.resize_kernel if num_classes is None else 'tf2'      # a new one learns with `FineTuneAugment`'s
 
 # %% ../nbs/api/03_head.ipynb #2a77632a
 @patch
