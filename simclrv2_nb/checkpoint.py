@@ -175,8 +175,8 @@ def _shards(header):
     if not 0 < f['shards'] < 10**5: raise ValueError(f'it claims to have {f["shards"]} data files')
     return f['shards']
 
-# %% ../nbs/api/09a_checkpoint.ipynb #4ddbf5fb
-def _read_index(path, most=2**21):
+# %% ../nbs/api/09a_checkpoint.ipynb #47e7ca63
+def _read_index(path, most=2**20):
     "Number of data files, and all entries of the index file `path` by name; under bytes: slices of other tensors"
     with open(path, 'rb') as f: raw = f.read(most+1)
     try:

@@ -33,23 +33,39 @@ def _whole(z, rows, temperature):
     s[torch.arange(len(rows), device=z.device), rows] = -torch.inf
     return F.cross_entropy(s, (rows + len(z)//2) % len(z), reduction='sum')
 
-# %% ../nbs/api/04_loss.ipynb #e55e48f4
+# %% ../nbs/api/04_loss.ipynb #2d582c26
+def _softmax_(s, i, j):
+    "Make the rows `s` the softmax's numerators in place, 0 for oneself and the partner; log p of the partner, and the denominators"
+    k = torch.arange(len(s), device=s.device)
+    s[k,i] = -torch.inf
+    s -= s.amax(1, keepdim=True)
+    partner = s[k,j,None]
+    sums = s.exp_().sum(1, keepdim=True)
+    s[k,j] = 0
+    return partner - sums.log(), sums
+
+def _add_grad(grad, s, sums, log_p, w, i, j):
+    "Add what the rows `i` contribute: (G + Gᵀ)w, the partner's p − 1 apart, without cancellation where p is close to 1"
+    pull = log_p.expm1()
+    grad[i] += s @ w / sums + pull*w[j]
+    grad[j] += pull*w[i]
+    grad.addmm_(s.T, w[i]/sums)
+
+# %% ../nbs/api/04_loss.ipynb #1f10e6a3
 class _Chunked(torch.autograd.Function):
     "`_whole` and its gradient, a few rows at a time: no 2N×2N matrix is ever held"
     @staticmethod
     def forward(ctx, z, rows, temperature, chunk):
-        total, grad = z.new_zeros(()), torch.zeros_like(z)
+        w = z * temperature**-0.5                              # so that s/τ is w wᵀ
+        total, buffer = z.new_zeros(()), z.new_empty(chunk, len(z))
+        grad = torch.zeros_like(w) if ctx.needs_input_grad[0] else None
         for i in rows.split(chunk):
-            k, j = torch.arange(len(i), device=z.device), (i + len(z)//2) % len(z)
-            s = z[i] @ z.T / temperature
-            s[k,i] = -torch.inf
-            log_p = s.log_softmax(1)
-            total -= log_p[k,j].sum()
-            g = log_p.exp()
-            g[k,j] = log_p[k,j].expm1()      # p − 1 without cancellation where p is close to 1
-            grad[i] += g @ z
-            grad += g.T @ z[i]
-        ctx.save_for_backward(grad / temperature)
+            j = (i + len(z)//2) % len(z)
+            s = torch.mm(w[i], w.T, out=buffer[:len(i)])
+            log_p, sums = _softmax_(s, i, j)
+            total -= log_p.sum()
+            if grad is not None: _add_grad(grad, s, sums, log_p, w, i, j)
+        ctx.save_for_backward(None if grad is None else grad * temperature**-0.5)
         return total
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -90,13 +106,13 @@ def _mean_over_processes(loss):
     dist.all_reduce(whole)
     return loss + (whole/dist.get_world_size() - loss).detach()
 
-# %% ../nbs/api/04_loss.ipynb #d52f47ec
+# %% ../nbs/api/04_loss.ipynb #0e0b5f56
 def nt_xent(
     z:Tensor, # Projections, 2N×d: the N first views, then the N second views in the same order
     temperature:float=0.1, # τ > 0
     normalize:bool=True, # Scale rows to length 1, so that s is the cosine
     directions:str='mean', # 'mean' over all 2N rows, as in the paper; 'sum' of the two directions, as in the reference code: twice that
-    chunk_size:int=None, # Rows computed at a time; None: all at once up to 4096 rows, else 1024
+    chunk_size:int=None, # Rows computed at a time; None: all at once up to 2048 rows, else as many as make 16 MB
     gather:bool=False # Compare with the views of all processes of `torch.distributed`, each of which must call this; the average of their gradients is that of the whole batch
 )->Tensor: # A number, float32 (float64 for float64 input); with `gather` the same on every process
     "Normalised temperature-scaled cross-entropy (paper, eq. 1): find the other view of each image among 2N−1"
@@ -109,7 +125,7 @@ def nt_xent(
         gather = gather and dist.is_available() and dist.is_initialized()
         z, rows = _gather(z) if gather else (z, torch.arange(len(z), device=z.device))
         n = len(z)
-        if chunk_size is None: chunk_size = n if n <= 4096 else 1024
+        if chunk_size is None: chunk_size = n if n <= 2048 else max(2**22//n, 32)      # a buffer of 16 MB
         total = _whole(z, rows, temperature) if chunk_size >= n else _Chunked.apply(z, rows, temperature, chunk_size)
         loss = total / (n if directions == 'mean' else n//2)
         return _mean_over_processes(loss*dist.get_world_size()) if gather else loss
