@@ -206,14 +206,14 @@ def from_tf(
 # The folders of the release, and the layer of the head that the classifiers in them sit on
 official_categories = {'pretrained': 0, 'finetuned_1pct': 1, 'finetuned_10pct': 1, 'finetuned_100pct': 0, 'supervised': 0}
 
-# %% ../nbs/api/09b_released.ipynb #877a9f40
+# %% ../nbs/api/09b_released.ipynb #f024a552
 def _bar(total, name):
     "A function that shows how far a download is, where it takes long and somebody looks"
     if not total or total < 2**24 or not (IN_NOTEBOOK or sys.stdout.isatty()): return lambda n: None
-    bar = progress_bar(range(total))
-    bar.comment = f'bytes of {name}'
+    bar = progress_bar(range(total>>20))
+    bar.comment = f'MB of {name}'
     bar.update(0)
-    return bar.update
+    return lambda n: bar.update(n>>20)
 
 def _resumed(r, done, etag):
     "Is the answer `r` the rest of the file that has `done` bytes already?"

@@ -70,14 +70,19 @@ class Fuzz:
 
     def try_(self, what, strict, **files):
         "Write these files, read the checkpoint, and put them back"
-        for k,v in files.items(): (self.folder/f'small.{k.replace("_", "-")}').write_bytes(v)
+        for k,v in files.items(): self.write(f'small.{k.replace("_", "-")}', v)
         t0 = time.process_time()
         o = self.outcome()
         dt = time.process_time()-t0
         assert dt < 1, f'{what}: {dt:.1f} s'
         assert not strict or o in ('refused', 'same'), f'{what}: read, and it was not what had been written'
         self.slowest, self.seen[f'{what}: {o}'] = max(self.slowest, dt), self.seen[f'{what}: {o}']+1
-        for k in files: (self.folder/(f := f'small.{k.replace("_", "-")}')).write_bytes(self.good[self.folder/f])
+        for k in files: self.write(f := f'small.{k.replace("_", "-")}', self.good[self.folder/f])
+
+    def write(self, name, raw):
+        "A new file: a disk waits when an old one is cut to nothing and written again"
+        (self.folder/name).unlink()
+        (self.folder/name).write_bytes(raw)
 
     def bytes_of(self, file, n, what):
         "Damage anywhere; nothing is put right"

@@ -101,6 +101,18 @@ def test_file_that_changes_between_two_tries(bucket, tmp_path, if_range):
     fetch(bucket, tmp_path)
     assert whole(tmp_path)
 
+def test_killed_when_a_changed_file_had_just_begun(bucket, tmp_path, monkeypatch):
+    part, write_text = tmp_path/f'{NUMBERS}.part', Path.write_text
+    part.write_bytes(bytes(700_000)); write_text(tmp_path/f'{NUMBERS}.part.etag', '"of yesterday"')
+    def killed(p, text):
+        write_text(p, text)
+        if NUMBERS in p.name: raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(Path, 'write_text', killed)
+        with pytest.raises(KeyboardInterrupt): fetch(bucket, tmp_path)
+    fetch(bucket, tmp_path)
+    assert whole(tmp_path)          # nothing of yesterday's in front of today's
+
 def test_length_that_is_too_long(bucket, tmp_path):
     bucket.mischief = lambda h, name, data: name == NUMBERS and (bucket.send(h, data, length=len(data)+999) or True)
     with pytest.raises(ConnectionError, match='could not be fetched'): fetch(bucket, tmp_path)
@@ -215,8 +227,8 @@ def test_progress_is_shown_to_those_who_look(monkeypatch):
         released._bar(total, 'x')(5)
     assert seen == []
     monkeypatch.setattr('sys.stdout', Terminal())
-    released._bar(2**30, 'x')(5)
-    assert seen == [2**30, 0, 5]
+    released._bar(2**30, 'x')(5<<20)
+    assert seen == [1024, 0, 5]
 
 def arrays(model): return {name: getattr(m, k).detach().numpy().transpose(released._BACK[getattr(m, k).ndim]) for name,(m,k) in released._variables(model).items()}
 

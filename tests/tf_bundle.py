@@ -100,7 +100,7 @@ def ordered(n):
 
 def slice_name(name, extents):
     "Under which name a slice is listed; (0, 0): all along this axis"
-    return b'\0' + name.encode() + b'\0\1' + bytes([1, len(extents)]) + b''.join(ordered(a) + ordered(n or -1) for a,n in extents)
+    return b'\0' + name.encode().replace(b'\0', b'\0\xff') + b'\0\1' + bytes([1, len(extents)]) + b''.join(ordered(a) + ordered(n or -1) for a,n in extents)
 
 def bfloat16(a):
     "The upper halves of float32 numbers, which have to be exact"
