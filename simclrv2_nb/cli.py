@@ -33,7 +33,7 @@ recipe = dict(
     pretrain=dict(epochs=12, bs=128, lr=3., warmup=.1, temperature=0.2, strength=1.25, min_scale=0.2),
     supervised=dict(steps=200, epochs=10, bs=128, lr=2e-3, wd=1e-2, min_scale=0.9),
     finetune=dict(steps=120, epochs=10, bs=128, lr=1e-3, wd=1e-2, min_scale=0.9),
-    distill=dict(epochs=6, bs=128, lr=3e-3, wd=1e-2, temperature=1., min_scale=0.8),
+    distill=dict(epochs=5, bs=128, lr=3e-3, wd=1e-2, temperature=1., min_scale=0.8),
 )
 
 # %% ../nbs/api/12_cli.ipynb #06b91de4
@@ -174,9 +174,9 @@ def _pictures(out, d, learn, before, seed):
     x, gen = d.test_x[:32].float()/255, torch.Generator().manual_seed(seed)
     a, b = aug(x, gen), aug(x, gen)
     zs = [predict_batches(m, torch.cat([a, b])) for m in (before, model)]
-    hs = [show.embed_2d(predict_batches(m.encoder, d.test_x[:1000]), seed) for m in (before, model)]
+    hs = [show.embed_2d(predict_batches(m.encoder, d.test_x[:500]), seed) for m in (before, model)]
     figs = dict(pairs=show.show_pairs(a, b), training=show.plot_training(learn.recorder.losses, [v[-1] for v in learn.recorder.values]),
-                similarity=show.plot_similarity(*zs), embedding=show.plot_embedding(*hs, y=d.test_y[:1000], vocab=fashion_classes))
+                similarity=show.plot_similarity(*zs), embedding=show.plot_embedding(*hs, y=d.test_y[:500], vocab=fashion_classes))
     for name,fig in figs.items(): _write(out/f'{name}.png', fig=fig); plt.close(fig)
 
 # %% ../nbs/api/12_cli.ipynb #8a27079d
@@ -227,7 +227,7 @@ def run_demo(
     say(f'{len(d.train_x):,} images without labels, {len(i)} with; {_machine()}')
     before = SimCLRModel(_encoder(recipe['encoder']))
     estimate = _Estimate(say, lambda step: _seconds(step, epochs, distil_epochs, len(d.train_x)//recipe['pretrain']['bs']))
-    learn = demo_pretrain(d.train_x, d.test_x[:640], epochs, seed, bars, [estimate])
+    learn = demo_pretrain(d.train_x, d.test_x[:384], epochs, seed, bars, [estimate])
     weights.save(learn.model, out/'pretrained.safetensors')
     say(f'pretrained: contrastive top-1 {100*learn.recorder.values[-1][-1]:.1f} % ({time.perf_counter()-t0:.0f} s)')
     _pictures(out, d, learn, before, seed)
