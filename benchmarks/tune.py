@@ -18,10 +18,10 @@ from simclrv2_nb.evaluate import predict_batches, linear_probe, classifier_accur
 
 OUT = Path(__file__).parent/'results'/'tune.json'
 TRIALS = dict(
-    pretrain=[{}, dict(temperature=.1), dict(temperature=.5), dict(strength=.5), dict(strength=1.25), dict(min_scale=.08), dict(min_scale=.5), dict(lr=1.5), dict(lr=6.), dict(bs=256)],
-    supervised=[{}, dict(min_scale=.08), dict(min_scale=.5), dict(min_scale=1.), dict(lr=8e-4), dict(lr=5e-3), dict(steps=400), dict(wd=.1)],
-    finetune=[{}, dict(min_scale=.3), dict(min_scale=.5), dict(min_scale=1.), dict(lr=.25), dict(lr=1.), dict(lr=2.), dict(steps=30), dict(steps=120)],
-    distill=[{}, dict(temperature=.1), dict(temperature=1.), dict(min_scale=.3), dict(min_scale=.8), dict(lr=1.5), dict(lr=6.), dict(bs=256)])
+    pretrain=[{}, dict(temperature=.1), dict(temperature=.5), dict(strength=.5), dict(strength=1.), dict(min_scale=.08), dict(min_scale=.5), dict(lr=1.5), dict(lr=6.), dict(bs=256)],
+    supervised=[{}, dict(min_scale=.08), dict(min_scale=.5), dict(min_scale=1.), dict(lr=8e-4), dict(lr=5e-3), dict(steps=100), dict(steps=400), dict(wd=.1)],
+    finetune=[{}, dict(min_scale=.5), dict(min_scale=1.), dict(lr=5e-4), dict(lr=2e-3), dict(steps=60), dict(steps=240), dict(wd=.1)],
+    distill=[{}, dict(temperature=.1), dict(temperature=.5), dict(min_scale=.5), dict(min_scale=1.), dict(lr=1e-3), dict(lr=6e-3), dict(bs=256)])
 
 def held_out(sample, n=200, seed=1):
     "`n` images a class of the official training split that are not in the sample"
