@@ -30,14 +30,18 @@ def test_demo(tmp_path):
 @pytest.mark.skipif(os.name == 'nt', reason='signals')
 def test_ctrl_c(tmp_path):
     "Stopped in the middle of pretraining: no traceback, exit code 130, and a word on what is there"
-    p = subprocess.Popen([*COMMAND, '--out', str(tmp_path/'out')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENV, 'PYTHONUNBUFFERED': '1'})
-    for line in p.stdout:
-        if 'minutes in all' in line: break
-    for _ in range(5):          # Python drops an interrupt that arrives inside a destructor: press again, as a person would
-        p.send_signal(signal.SIGINT)
-        try: _, err = p.communicate(timeout=30)
-        except subprocess.TimeoutExpired: continue
-        break
+    # a shell that starts jobs in the background lets them ignore the interrupt, and that is inherited
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    p = subprocess.Popen([*COMMAND, '--out', str(tmp_path/'out')], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**ENV, 'PYTHONUNBUFFERED': '1'}, preexec_fn=listen)
+    try:
+        for line in p.stdout:
+            if 'minutes in all' in line: break
+        for _ in range(5):          # Python drops an interrupt that arrives inside a destructor: press again, as a person would
+            p.send_signal(signal.SIGINT)
+            try: _, err = p.communicate(timeout=30)
+            except subprocess.TimeoutExpired: continue
+            break
+    finally: p.kill()
     assert p.returncode == 130 and 'stopped' in err and 'Traceback' not in err, err
     assert not [o for o in (tmp_path/'out').iterdir()], 'half-written files'
 
