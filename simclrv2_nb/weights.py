@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['save', 'load', 'read_tf_checkpoint', 'from_tf', 'official']
 
-# %% ../nbs/api/10_weights.ipynb #0f2312e1
-import json, os
+# %% ../nbs/api/10_weights.ipynb #0bff7cf3
+import hashlib, json, os
 from pathlib import Path
 import torch, torch.nn as nn
 from safetensors import safe_open, SafetensorError
@@ -70,7 +70,14 @@ def _misfits(model, tensors):
         elif t.dtype != w.dtype and not {t.dtype, w.dtype} <= _FLOATS: bad.append(f'{k} is {t.dtype}, not {w.dtype}')
     return '; '.join(sorted(bad)[:3]) + (f' and {len(bad)-3} more' if len(bad) > 3 else '')
 
-# %% ../nbs/api/10_weights.ipynb #f8c7d4e3
+# %% ../nbs/api/10_weights.ipynb #35fc866a
+def _digest(architecture, tensors):
+    "SHA-256 of the architecture's JSON and of every name and its bytes, in the order of the names"
+    h = hashlib.sha256(architecture.encode())
+    for k in sorted(tensors): h.update(k.encode()); h.update(tensors[k].reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+# %% ../nbs/api/10_weights.ipynb #b413e7fe
 _all_ = ['read_tf_checkpoint', 'from_tf', 'official']      # of the pages on checkpoints and on released networks
 _FORMAT = 'simclrv2_nb 1'
 
@@ -87,7 +94,7 @@ def save(
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
     try:
         tmp.touch(); mode = tmp.stat().st_mode          # as any new file here: safetensors' own can be read by nobody else
-        save_file(tensors, tmp, {'format': _FORMAT, 'architecture': arch})
+        save_file(tensors, tmp, {'format': _FORMAT, 'architecture': arch, 'sha256': _digest(arch, tensors)})
         tmp.chmod(mode)
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())    # on the disk before the name moves: a power cut would leave it empty
         tmp.replace(path)
@@ -106,7 +113,7 @@ def _read(path):
             return meta, {k: f.get_tensor(k).clone() for k in f.keys()}      # copies, out of the mapped file and aligned
     except SafetensorError as e: raise ValueError(f'{path} is damaged or no safetensors file: {e}') from e
 
-# %% ../nbs/api/10_weights.ipynb #11b61c9c
+# %% ../nbs/api/10_weights.ipynb #d1cce786
 def load(
     path # A file that `save` wrote
 )->nn.Module: # A `SimCLRModel` or a `Classifier`, on the CPU, in eval mode, in the precision it was saved in
@@ -118,5 +125,7 @@ def load(
     except Exception as e:      # whatever a stranger's architecture provokes
         raise ValueError(f'{path}: its architecture cannot be built: {type(e).__name__}: {str(e)[:200]}') from e
     if bad := _misfits(model, tensors): raise ValueError(f'{path}: its tensors do not fit its architecture: {bad}')
+    if meta.get('sha256') != _digest(meta['architecture'], tensors):
+        raise ValueError(f'{path} is damaged: its checksum says that it is not what was written; copy or fetch it again')
     model.load_state_dict(tensors, assign=True)
     return model.eval()
