@@ -18,7 +18,7 @@ from .augment import FineTuneAugment, eval_crop, check_images
 from .resnet import ResNet, encoder as encoder_by_name
 from .head import SimCLRModel, Classifier, ProjectionHead, feature_dim
 from .loss import DistillLoss
-from .optim import lars_opt, lars_splitter, scale_lr
+from .optim import lars_opt, lars_splitter, scale_lr, global_bs
 from .scale import precision_callbacks
 
 # %% ../nbs/api/08_distill.ipynb #6c4573b8
@@ -123,7 +123,7 @@ def distill_learner(
     model = _student(dls, teacher, student, alpha)
     if opt_func is None: opt_func,splitter = lars_opt(weight_decay),splitter or lars_splitter
     kwargs = {'loss_func': DistillLoss(temperature, alpha), **({'splitter': splitter} if splitter else {}), **kwargs}
-    return Learner(dls, model, opt_func=opt_func, lr=scale_lr(0.1, dls.train.bs) if lr is None else lr, metrics=metrics,
+    return Learner(dls, model, opt_func=opt_func, lr=scale_lr(0.1, global_bs(dls)) if lr is None else lr, metrics=metrics,
                    cbs=[Distill(teacher, augment), *precision_callbacks(precision, dls, model), *L(cbs)], **kwargs)
 
 # %% ../nbs/api/08_distill.ipynb #06cfb8f3

@@ -20,7 +20,7 @@ from .data import warn_if_normalized
 from .augment import FineTuneAugment, eval_crop, check_images
 from .resnet import ResNet
 from .head import Classifier, SimCLRModel
-from .optim import lars_opt, lars_splitter, scale_lr
+from .optim import lars_opt, lars_splitter, scale_lr, global_bs
 from .scale import precision_callbacks
 
 # %% ../nbs/api/07_finetune.ipynb #3c4e7618
@@ -116,7 +116,7 @@ def finetune_learner(
     model = _classifier(dls, model, from_layer, num_classes)
     if opt_func is None: opt_func,splitter = lars_opt(weight_decay),splitter or lars_splitter
     kwargs = {'loss_func': CrossEntropyLossFlat(), **({'splitter': splitter} if splitter else {}), **kwargs}
-    return Learner(dls, model, opt_func=opt_func, lr=scale_lr(0.005, dls.train.bs) if lr is None else lr, metrics=metrics,
+    return Learner(dls, model, opt_func=opt_func, lr=scale_lr(0.005, global_bs(dls)) if lr is None else lr, metrics=metrics,
                    cbs=[FineTune(augment, freeze), *precision_callbacks(precision, dls, model), *L(cbs)], **kwargs)
 
 # %% ../nbs/api/07_finetune.ipynb #47e508da

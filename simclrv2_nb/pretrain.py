@@ -17,7 +17,7 @@ from .augment import SimCLRAugment, eval_crop, check_images
 from .resnet import encoder as encoder_by_name
 from .head import SimCLRModel, Classifier, ProjectionHead, feature_dim
 from .loss import NTXentLoss, contrastive_accuracy
-from .optim import lars_opt, lars_splitter, scale_lr
+from .optim import lars_opt, lars_splitter, scale_lr, global_bs
 from .scale import precision_callbacks
 
 # %% ../nbs/api/06_pretrain.ipynb #dd95c80c
@@ -87,7 +87,7 @@ def pretrain_learner(
     model = _assemble(dls, encoder, head)
     if opt_func is None: opt_func,splitter = lars_opt(weight_decay),splitter or lars_splitter
     kwargs = {'loss_func': NTXentLoss(temperature), **({'splitter': splitter} if splitter else {}), **kwargs}
-    return Learner(dls, model, opt_func=opt_func, lr=scale_lr(0.1, dls.train.bs) if lr is None else lr, metrics=metrics,
+    return Learner(dls, model, opt_func=opt_func, lr=scale_lr(0.1, global_bs(dls)) if lr is None else lr, metrics=metrics,
                    cbs=[SimCLR(augment), *precision_callbacks(precision, dls, model), *L(cbs)], **kwargs)
 
 # %% ../nbs/api/06_pretrain.ipynb #3c7abf4f
