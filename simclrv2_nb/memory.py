@@ -83,7 +83,7 @@ def _once(model, f):
     vars(model).update(forward=call, _compiled_call_impl=None)       # what `model.compile()` sets would go first
     return undo
 
-# %% ../nbs/api/05b_memory.ipynb #98952562
+# %% ../nbs/api/05b_memory.ipynb #c00f595d
 class GradCache(Callback):
     "The exact gradient of a large batch with the memory of a micro-batch, for one more forward pass (Gao et al. 2021)"
     order,run_valid = 1000,False                     # last of all: it takes the batch as the model gets it
@@ -94,6 +94,11 @@ class GradCache(Callback):
     ):
         if micro_batch < 2: raise ValueError(f'micro_batch must be ≥ 2 images, got {micro_batch}')
         self.micro_batch = micro_batch
+    def _clean(self):
+        "Leave the model as it was, and no batch in memory"
+        if self._undo is not None: self._undo()
+        self._undo = self._job = None
+    before_fit = after_batch = after_cancel_batch = _clean
 
 # %% ../nbs/api/05b_memory.ipynb #386db068
 @patch
@@ -107,8 +112,8 @@ def before_batch(self:GradCache):
         _check_alone(self.learn.model, _parts(len(x)//2, self.micro_batch))
         self._undo = _once(self.learn.model, self._embed)
 
-# %% ../nbs/api/05b_memory.ipynb #a625ef40
-def _shapes(xs): return ', '.join(str(tuple(getattr(o, 'shape', [type(o).__name__]))) for o in xs)
+# %% ../nbs/api/05b_memory.ipynb #b815ac10
+def _shapes(xs): return ', '.join(str(tuple(o.shape)) if isinstance(o, Tensor) else type(o).__name__ for o in xs)
 
 def _check_alone(model, parts):
     "A single image has no statistics"
@@ -151,20 +156,6 @@ def _replay(self:GradCache, g):
             with job.autocast(): z = job.forward(_views(job.x, part))
             z.backward(_views(g, part))
 
-# %% ../nbs/api/05b_memory.ipynb #773a1a9c
-@patch
-def _clean(self:GradCache):
-    "Leave the model as it was, and no batch in memory"
-    if self._undo is not None: self._undo()
-    self._undo = self._job = None
-
-@patch
-def before_fit(self:GradCache): self._clean()
-@patch
-def after_cancel_batch(self:GradCache): self._clean()
-@patch
-def after_batch(self:GradCache): self._clean()
-
 # %% ../nbs/api/05b_memory.ipynb #d22e2ead
 def nt_xent_with_queue(
     z:Tensor, # Projections, 2N×d: the N first views, then the N second views in the same order
@@ -194,12 +185,12 @@ def _sum_over(rows, z, q, temperature):
     s[torch.arange(len(rows), device=z.device), rows] = -torch.inf
     return F.cross_entropy(s, (rows + len(z)//2) % len(z), reduction='sum')
 
-# %% ../nbs/api/05b_memory.ipynb #bfbfed66
+# %% ../nbs/api/05b_memory.ipynb #8666ea70
 class NegativeQueue(Callback):
     "SimCLRv2's memory: a moving average of the model embeds each batch, and its last `size` rows are further negatives"
     order,run_valid = 4,False                        # its loss is ready before fastai's `GradientAccumulation` (6) scales it
     ema_model = _rows = _keys = _kept = None
-    seen = 0
+    seen,_skipped = 0,False
     _stateattrs = '_rows','_keys','_kept','seen'     # an exported learner takes the averaged weights along, not the queue
     def __init__(self,
         size:int=65536, # Rows in the queue, two for each image
@@ -223,7 +214,7 @@ def _enqueue(self:NegativeQueue, keys):
     self._rows[(self.seen + torch.arange(len(keys), device=keys.device)) % self.size] = keys
     self.seen += len(keys)
 
-# %% ../nbs/api/05b_memory.ipynb #fc4fb123
+# %% ../nbs/api/05b_memory.ipynb #6e4f5a60
 def _bare(model): return model.module if isinstance(model, DistributedDataParallel) else model
 
 @patch
@@ -236,7 +227,10 @@ def _copy(self:NegativeQueue):
     return self.ema_model
 
 @patch
-def before_batch(self:NegativeQueue): self._copy(); self._keys = None
+def before_batch(self:NegativeQueue):
+    "The copy is made before the model sees its first batch"
+    self._copy()
+    self._keys = None
 
 # %% ../nbs/api/05b_memory.ipynb #bea29e35
 @patch
@@ -272,9 +266,11 @@ def after_batch(self:NegativeQueue):
     if self._keys is not None: self._enqueue(self._keys)
     self._keys = None
 
-# %% ../nbs/api/05b_memory.ipynb #09a5ae9c
+# %% ../nbs/api/05b_memory.ipynb #c62ba942
 @patch
-def after_cancel_step(self:NegativeQueue): self._skipped = True
+def after_cancel_step(self:NegativeQueue):
+    "Mixed precision cancels a step whose gradients overflow"
+    self._skipped = True
 
 @patch
 @torch.no_grad()
@@ -284,22 +280,24 @@ def after_step(self:NegativeQueue):
     if not self._skipped: torch._foreach_lerp_(ps, [p.detach() for p in qs], 1-self.decay)
     self._skipped = False
 
-# %% ../nbs/api/05b_memory.ipynb #8c1c4323
+# %% ../nbs/api/05b_memory.ipynb #34bb45bf
 @patch
 def before_fit(self:NegativeQueue):
+    "Check the loss and the size, and see whether this is a rehearsal"
     if not isinstance(self.loss_func, NTXentLoss): raise TypeError(f'NegativeQueue needs the loss NTXentLoss, got {type(self.loss_func).__name__}')
     n = getattr(self.dls.train, 'n', None)
     if n and self.size > 2*n: warnings.warn(f'size={self.size} is more than an epoch of {n} images in two views: every batch will meet older views of its own images as negatives; use size={n} or less')
     self._skipped = False
-    if self._rows is not None: self._to(next(self.learn.model.parameters()).device)
-    if hasattr(self.learn, 'lr_finder'): self._kept = deepcopy(self.state_dict())
+    self._to(next(self.learn.model.parameters()).device)
+    self._kept = deepcopy(self.state_dict()) if hasattr(self.learn, 'lr_finder') else None
 
 @patch
 def after_fit(self:NegativeQueue):
+    "After a rehearsal, put everything back"
     if self._kept is not None: self.load_state_dict(self._kept)
     self._kept = None
 
-# %% ../nbs/api/05b_memory.ipynb #bdef8313
+# %% ../nbs/api/05b_memory.ipynb #e4a46329
 @patch
 def _to(self:NegativeQueue, device):
     for k in ('ema_model', '_rows'):
@@ -308,7 +306,7 @@ def _to(self:NegativeQueue, device):
 @patch
 def state_dict(self:NegativeQueue):
     "Averaged weights and queue, to go on from later"
-    return dict(ema_model=self.ema_model and self.ema_model.state_dict(), queue=self.queue, seen=self.seen, size=self.size)
+    return dict(ema_model=None if self.ema_model is None else self.ema_model.state_dict(), queue=self.queue, seen=self.seen, size=self.size)
 
 @patch
 def load_state_dict(self:NegativeQueue,
@@ -322,4 +320,4 @@ def load_state_dict(self:NegativeQueue,
     if state['queue'] is not None:
         self._rows = state['queue'].new_zeros(self.size, state['queue'].shape[1])
         self._rows[:len(state['queue'])] = state['queue']
-        self._to(next(self.learn.model.parameters()).device)
+    if self.learn is not None: self._to(next(self.learn.model.parameters()).device)
