@@ -7,11 +7,11 @@ __all__ = ['Draws', 'check_images', 'adjust_brightness', 'adjust_contrast', 'adj
            'gaussian_blur', 'resample_matrix', 'crop_resize', 'random_crop_boxes', 'eval_crop', 'FineTuneAugment',
            'SimCLRAugment']
 
-# %% ../nbs/api/01_augment.ipynb #1d70a876
+# %% ../nbs/api/01_augment.ipynb #594428ce
 import warnings
 from collections import namedtuple
 from functools import wraps
-import torch
+import torch, torch.nn.functional as F
 from torch import Tensor
 from fastcore.basics import patch
 
@@ -62,20 +62,25 @@ def adjust_brightness(
     "Scale the pixels of each image (SimCLRv2), or shift them (v1)"
     return x + _per_image(factor, x) if add else x * _per_image(factor, x)
 
-# %% ../nbs/api/01_augment.ipynb #5dc6380a
+# %% ../nbs/api/01_augment.ipynb #063e6615
 @_op
 def adjust_contrast(
     x:Tensor, # Images, N×C×H×W
     factor:Tensor # One per image, ≥ 0; 1 changes nothing
 )->Tensor: # Not clipped
     "Stretch each channel of each image about its own mean"
-    m = x.mean((2,3), keepdim=True)
-    return (x-m) * _per_image(factor, x) + m
+    return torch.lerp(x.mean((2,3), keepdim=True), x, _per_image(factor, x))
 
-# %% ../nbs/api/01_augment.ipynb #db263314
+# %% ../nbs/api/01_augment.ipynb #1bf39076
 def _is_grey(x, op):
     if x.shape[1] not in (1,3): raise ValueError(f'{op} needs 1 or 3 channels, got {x.shape[1]}: use strength=0 or your own colour ops')
     return x.shape[1] == 1
+
+def _value(x):
+    "The three channels, V = max, and V − min with the smallest positive number in place of 0 (and V − min itself)"
+    r, g, b = x.split(1, 1)
+    v, lo = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
+    return r, g, b, v, (v-lo).clamp_min(torch.finfo(x.dtype).tiny), v-lo
 
 @_op
 def adjust_saturation(
@@ -84,12 +89,11 @@ def adjust_saturation(
 )->Tensor: # Not clipped
     "Scale the saturation in HSV, S ← clip(S·factor, 0, 1); hue and V = max are kept"
     if _is_grey(x, 'adjust_saturation'): return x
-    v = x.amax(1, keepdim=True)
-    s = torch.where(v > 0, (v - x.amin(1, keepdim=True)) / v, 0.)
-    ratio = (s * _per_image(factor, x)).clamp(0, 1) / torch.where(s > 0, s, 1.)
-    return v - (v-x) * ratio
+    *_, v, safe, _ = _value(x)
+    ratio = torch.minimum(_per_image(factor, x), v.clamp_min(0) / safe)        # S'/S = min(f, 1/S), and 0 for black
+    return torch.addcmul(v, x-v, ratio)
 
-# %% ../nbs/api/01_augment.ipynb #d6644050
+# %% ../nbs/api/01_augment.ipynb #597cf5d0
 @_op
 def adjust_hue(
     x:Tensor, # Images, N×C×H×W with C = 3, or 1 (then nothing changes)
@@ -97,29 +101,32 @@ def adjust_hue(
 )->Tensor: # Not clipped
     "Turn the hue, H ← (H + factor) mod 1; saturation and V are kept"
     if _is_grey(x, 'adjust_hue'): return x
-    v, lo = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    r, g, b = x.split(1, 1)
-    d = v - lo
-    safe = torch.where(d > 0, d, 1.)
-    h6 = torch.where(r == v, (g-b)/safe, torch.where(g == v, (b-r)/safe + 2, (r-g)/safe + 4))
-    h6 = torch.where(d > 0, h6, 0.) + 6*_per_image(factor, x)
-    k = (torch.tensor([5.,3.,1.], dtype=x.dtype, device=x.device).view(1,3,1,1) + h6) % 6
-    return v - d * torch.minimum(k, 4-k).clamp(0, 1)
+    r, g, b, v, safe, d = _value(x)
+    h6 = torch.where(r == v, (g-b)/safe, torch.where(g == v, (b-r)/safe + 2, (r-g)/safe + 4)) + 6*_per_image(factor, x)
+    k = torch.cat([h6+5, h6+3, h6+1], 1).remainder_(6)
+    return torch.addcmul(v, d, k.sub_(2).abs_().neg_().add_(2).clamp_(0, 1), value=-1)     # min(k, 4−k) = 2 − |k−2|
 
-# %% ../nbs/api/01_augment.ipynb #e67146a2
+# %% ../nbs/api/01_augment.ipynb #b8f945e7
 @_op
 def to_grayscale(
     x:Tensor # Images, N×C×H×W with C = 3, or 1 (then nothing changes)
 )->Tensor: # Same shape: the grey value in every channel
     "0.2989 R + 0.5870 G + 0.1140 B, in all three channels"
     if _is_grey(x, 'to_grayscale'): return x
-    w = torch.tensor([.2989,.5870,.1140], dtype=x.dtype, device=x.device).view(1,3,1,1)
-    return (x*w).sum(1, keepdim=True).expand_as(x)
+    r, g, b = x.split(1, 1)
+    return (r*.2989).add_(g, alpha=.5870).add_(b, alpha=.1140).expand_as(x)
 
-# %% ../nbs/api/01_augment.ipynb #986a9ecc
-def _two_sided(a, x, b):
-    "a @ x @ bᵀ for every channel, also under autocast in the images' own precision: a (N×S×H), x (N×C×H×W), b (N×T×W)"
-    with torch.autocast(x.device.type, enabled=False): return (a[:,None] @ x) @ b[:,None].mT
+# %% ../nbs/api/01_augment.ipynb #b3df4d85
+def _sum_rows(x, i, w):
+    "Each new row a sum of K old ones: rows `i` with weights `w` (both N×S×K) of the images `x` (N×C×H×W), giving N×C×S×W"
+    (N,C,H,W), (_,S,K) = x.shape, i.shape
+    first = torch.arange(0, N*C*H, H, device=x.device).view(N,C,1,1)       # of each channel of each image
+    i, w = (o.expand(N,C,S,K).reshape(-1,K) for o in (first + i[:,None], w[:,None].to(x.dtype)))
+    return F.embedding_bag(i, x.reshape(-1,W), mode='sum', per_sample_weights=w).view(N,C,S,W)
+
+def _sum_both(x, rows, cols):
+    "The same along rows and along columns"
+    return _sum_rows(_sum_rows(x, *rows).mT, *cols).mT
 
 @_op
 def gaussian_blur(
@@ -134,12 +141,11 @@ def gaussian_blur(
     i = torch.arange(-r, r+1, dtype=x.dtype, device=x.device)
     w = torch.exp(-i**2 / (2*sigma[:,None]**2))
     w = (w / w.sum(1, keepdim=True)).expand(len(x), -1)
-    def band(n):
-        "The n×n band matrix that blurs a line of n pixels, one per image"
-        d = torch.arange(n, device=x.device)
-        d = d[None,:] - d[:,None] + r
-        return w[:, d.clamp(0, 2*r)] * ((d >= 0) & (d <= 2*r))
-    return _two_sided(band(x.shape[2]), x, band(x.shape[3]))
+    def taps(n):
+        "The neighbours of each of n pixels, and their weights: none beyond the edge"
+        j = torch.arange(n, device=x.device)[:,None] + i.long()
+        return j.clamp(0, n-1).expand(len(x), -1, -1), w[:,None] * ((j >= 0) & (j < n))
+    return _sum_both(x, taps(x.shape[2]), taps(x.shape[3]))
 
 # %% ../nbs/api/01_augment.ipynb #3d106674
 def _keys(t, a):
@@ -149,9 +155,10 @@ def _keys(t, a):
     far = ((a*u - 5*a)*u + 8*a)*u - 4*a
     return near, far
 
-# %% ../nbs/api/01_augment.ipynb #14940819
+# %% ../nbs/api/01_augment.ipynb #c5869064
 def _taps(start, length, n_out, kernel):
     "The four source pixels of every output pixel and their weights, each N×n_out×4"
+    if kernel not in ('tf1','tf2'): raise ValueError(f"kernel must be 'tf2' or 'tf1', got {kernel!r}")
     o = torch.arange(n_out, device=start.device, dtype=torch.float32)
     scale = length.float() / n_out                              # float32, as in TensorFlow: it decides the rounding below
     src = (o+0.5)*scale - 0.5 if kernel == 'tf2' else o*scale
@@ -166,7 +173,7 @@ def _taps(start, length, n_out, kernel):
         w = w / w.sum(-1, keepdim=True)
     return i.clamp_min(0).minimum(length[...,None]-1) + start[...,None], w
 
-# %% ../nbs/api/01_augment.ipynb #50d9230f
+# %% ../nbs/api/01_augment.ipynb #3d3a474c
 def resample_matrix(
     start:Tensor, # First pixel of the crop, one per image
     length:Tensor, # Pixels in the crop, one per image
@@ -174,14 +181,13 @@ def resample_matrix(
     n_out:int, # Pixels wanted
     kernel:str='tf2' # 'tf2': half-pixel centres, a = −0.5. 'tf1': legacy, a = −0.75, edge clamped
 )->Tensor: # N×n_out×n_in
-    "One matrix per image that cuts `start:start+length` out of a line of `n_in` pixels and resizes it bicubically, as TensorFlow does"
-    if kernel not in ('tf1','tf2'): raise ValueError(f"kernel must be 'tf2' or 'tf1', got {kernel!r}")
+    "The same as a matrix for each image: cuts `start:start+length` out of a line of `n_in` pixels and resizes it bicubically, as TensorFlow does"
     start, length = start.long()[:,None], length.long()[:,None]
     i, w = _taps(start, length, n_out, kernel)
     m = torch.zeros(len(start), n_out, n_in, device=start.device)
     return m.scatter_add_(2, i, w)
 
-# %% ../nbs/api/01_augment.ipynb #8781b513
+# %% ../nbs/api/01_augment.ipynb #da99532f
 @_op
 def crop_resize(
     x:Tensor, # Images, N×C×H×W
@@ -190,15 +196,15 @@ def crop_resize(
     kernel:str='tf2', # Which of TensorFlow's bicubic kernels: 'tf2' or 'tf1' (the released networks)
     flip:Tensor=None # Booleans, one per image: mirror left to right
 )->Tensor: # N×C×size×size, not clipped: bicubic overshoots
-    "Cut a box out of each image and resize it: two small matrices per image, two batched products"
+    "Cut a box out of each image and resize it, as TensorFlow's bicubic resizing without antialiasing does"
     boxes, (H, W) = torch.as_tensor(boxes).expand(len(x), 4), x.shape[2:]
     if not torch.compiler.is_compiling():
         bad = (boxes[:,:2] < 0).any(1) | (boxes[:,2:] < 1).any(1) | (boxes[:,0]+boxes[:,2] > H) | (boxes[:,1]+boxes[:,3] > W)
         if bad.any(): raise ValueError(f'boxes (top, left, height, width) must lie inside the {H}×{W} image, got {boxes[bad][0].tolist()}')
     top, left, h, w = boxes.to(x.device).unbind(1)
-    rows, cols = resample_matrix(top, h, H, size, kernel), resample_matrix(left, w, W, size, kernel)
-    if flip is not None: cols = torch.where(flip.to(x.device)[:,None,None], cols.flip(1), cols)
-    return _two_sided(rows.to(x.dtype), x, cols.to(x.dtype))
+    rows, cols = (_taps(start.long()[:,None], length.long()[:,None], size, kernel) for start,length in ((top,h), (left,w)))
+    if flip is not None: cols = [torch.where(flip.to(x.device)[:,None,None], o.flip(1), o) for o in cols]
+    return _sum_both(x, rows, cols)
 
 # %% ../nbs/api/01_augment.ipynb #6ea1dffe
 def _uniform(generator, *shape, lo=0., hi=1.):
@@ -331,38 +337,52 @@ def draw(self:SimCLRAugment,
     factors = torch.stack([u(n, lo=max(lo, 0), hi=hi), u(n, lo=lo, hi=hi), u(n, lo=lo, hi=hi), u(n, lo=-.2*s, hi=.2*s)], 1)
     return d._replace(factors=factors, jitter=u(n) < 0.8, order=u(n, 4).argsort(1), grey=u(n) < 0.2, blur=u(n) < 0.5, sigma=u(n, lo=.1, hi=2.))
 
-# %% ../nbs/api/01_augment.ipynb #0f7fba71
+# %% ../nbs/api/01_augment.ipynb #5b8d2e9d
 @patch
 def apply(self:SimCLRAugment,
     x:Tensor, # Images, N×C×H×W, float in [0,1]
     d:Draws # What `draw` gave
 )->Tensor: # N×C×size×size, in [0,1]
     "The images as `d` wants them"
+    out = x.new_empty(len(x), x.shape[1], self.size, self.size)
+    for a in range(0, len(x), n := _at_a_time(out)):
+        self._make(out[a:a+n], x[a:a+n], Draws(*(o if o is None else o[a:a+n] for o in d)))
+    return out
+
+def _at_a_time(x):
+    "How many of the images `x` to work on at a time: on a processor, 2²⁰ numbers a thread"
+    return len(x) if x.device.type != 'cpu' else max(1, torch.get_num_threads()*2**20 // x[0].numel())
+
+# %% ../nbs/api/01_augment.ipynb #fab3784b
+@patch
+def _make(self:SimCLRAugment, out, x, d):
+    "The views of `x` in the place `out`"
     # without colour ops, clip once at the end; with them, the crop's overshoot feeds the first colour op, as in the reference
-    x = crop_resize(x, d.box, self.size, self.kernel, d.flip)
-    if self.strength: x = self._grey(self._jitter(x, d), d)
-    x = x.clamp(0, 1)
-    return self._blur(x, d) if self.blur else x
+    out.copy_(crop_resize.__wrapped__(x, d.box, self.size, self.kernel, d.flip))
+    if self.strength: self._jitter(out, d); self._grey(out, d)
+    out.clamp_(0, 1)
+    if self.blur: self._blur(out, d)
+
+# %% ../nbs/api/01_augment.ipynb #27fdd47a
+def _some(x, chosen, op, *per_image):
+    "Replace the images `chosen` (booleans) of `x` by what `op` makes of them and of their rows of `per_image`, clipped"
+    i = chosen.nonzero()[:,0]
+    if not len(i): return
+    at = i.to(x.device)
+    y = op(x.index_select(0, at), *(o[i].to(x.device) for o in per_image))
+    x.index_copy_(0, at, y.clamp(0, 1).to(x.dtype))
 
 @patch
 def _jitter(self:SimCLRAugment, x, d):
     "The four colour ops on the images chosen, each image in its own order, clipped after each"
     ops = [adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue]      # on grey images the last two only clip
     for step in range(4):
-        for k,op in enumerate(ops):
-            i = (d.jitter & (d.order[:,step] == k)).nonzero()[:,0]
-            if not len(i): continue
-            f, i = d.factors[i,k].to(x.device), i.to(x.device)
-            # without the look at the images: it was done before, and would wait for the device
-            x = x.index_copy(0, i, op.__wrapped__(x[i], f).clamp(0, 1).to(x.dtype))
-    return x
+        for k,op in enumerate(ops): _some(x, d.jitter & (d.order[:,step] == k), op.__wrapped__, d.factors[:,k])
 
-# %% ../nbs/api/01_augment.ipynb #7b26b0e0
+# %% ../nbs/api/01_augment.ipynb #3eb277fd
 @patch
-def _grey(self:SimCLRAugment, x, d):
-    return torch.where(d.grey.to(x.device)[:,None,None,None], to_grayscale.__wrapped__(x), x)
+def _grey(self:SimCLRAugment, x, d): _some(x, d.grey, to_grayscale.__wrapped__)
 
 @patch
 def _blur(self:SimCLRAugment, x, d):
-    b = gaussian_blur(x, d.sigma.to(x.device), self.size//10).clamp(0, 1)
-    return torch.where(d.blur.to(x.device)[:,None,None,None], b, x)
+    _some(x, d.blur, lambda y,sigma: gaussian_blur.__wrapped__(y, sigma, self.size//10), d.sigma)
