@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Distill', 'LabelledAccuracy', 'distill_learner']
 
-# %% ../nbs/api/08_distill.ipynb #9d9fba3b
+# %% ../nbs/api/08_distill.ipynb #4face01d
 import torch, torch.nn as nn
 from copy import deepcopy
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from fastcore.foundation import L
 from fastcore.meta import delegates
 from fastai.learner import Learner, Metric
 from fastai.callback.core import Callback
 from .data import warn_if_normalized
 from .augment import FineTuneAugment, eval_crop, check_images
-from .resnet import ResNet, encoder as encoder_by_name
+from .resnet import ResNet
+from .anyencoder import any_encoder
 from .head import SimCLRModel, Classifier, ProjectionHead, feature_dim
 from .loss import DistillLoss
 from .optim import lars_opt, lars_splitter, scale_lr, global_bs
@@ -89,24 +90,25 @@ def decodes(self:DistillLoss,
     "The class that `predict` names"
     return x.argmax(-1)
 
-# %% ../nbs/api/08_distill.ipynb #ee90ff6d
+# %% ../nbs/api/08_distill.ipynb #4676b6b7
 class LabelledAccuracy(Metric):
     "Accuracy over the images that have a label (−1: none); None where none has"
     name = 'accuracy'
     def reset(self): self.right,self.count = 0,0
     def accumulate(self, learn):
-        has = learn.y >= 0
-        self.right += ((learn.pred.argmax(-1) == learn.y) & has).sum().item()
+        pred,y = (getattr(learn, 'to_detach', noop)(o) for o in (learn.pred.argmax(-1), learn.y))      # of all processes
+        has = y >= 0
+        self.right += ((pred == y) & has).sum().item()
         self.count += has.sum().item()
     @property
     def value(self): return self.right/self.count if self.count else None
 
-# %% ../nbs/api/08_distill.ipynb #e233f38c
+# %% ../nbs/api/08_distill.ipynb #129f8c1d
 @delegates(Learner.__init__)
 def distill_learner(
     dls, # fastai `DataLoaders` of images in [0,1]; labels are optional, −1 means none
     teacher:nn.Module, # Images → logits: a fine-tuned `Classifier`
-    student, # A name such as 'r18_0.125x_sk0', an encoder (a linear layer is added), or a module that gives logits
+    student, # A name for `any_encoder` ('r18_0.125x_sk0', 'timm/resnet18', …), an encoder (a linear layer is added), or a module that gives logits
     temperature:float=1., # τ of both softmaxes; the paper: 0.1 for self-distillation, 1 for smaller students
     alpha:float=1., # Weight of the distillation term; below 1 the labels count as well
     augment=None, # Makes a view of a batch, called with (images); None: random crop and flip at the images' size
@@ -146,14 +148,14 @@ def _student(dls, teacher, student, alpha):
     if alpha < 1 and len(b) < 2: raise ValueError(f'alpha={alpha} gives labels a share, but the loader has none: use alpha=1')
     return _with_logits(student, x, n)
 
-# %% ../nbs/api/08_distill.ipynb #28aa6e14
+# %% ../nbs/api/08_distill.ipynb #b71a97b9
 def _with_logits(student, x, n):
     "`student` if it gives `n` logits, else with a new linear layer on its features"
     if isinstance(student, Classifier):
         if student.supervised.out_features != n: raise ValueError(f'the teacher has {n} classes, the student {student.supervised.out_features}')
         return student
     if isinstance(student, SimCLRModel): student = deepcopy(student.encoder)
-    if isinstance(student, str): student = encoder_by_name(student, in_channels=x.shape[1], cifar_stem=min(x.shape[2:]) <= 32)
+    if named := isinstance(student, str): student = any_encoder(student, x.shape[1], min(x.shape[2:]))
     width = _outputs(student, x, 'student')
-    if width == n and not isinstance(student, ResNet): return student     # our encoders give features, even where there are n of them
+    if width == n and not (named or isinstance(student, ResNet)): return student     # encoders give features, even where there are n of them
     return Classifier(SimCLRModel(student, ProjectionHead(width, 1, 1)), 0, n)

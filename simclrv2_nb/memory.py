@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GradCache', 'nt_xent_with_queue', 'NegativeQueue']
 
-# %% ../nbs/api/05b_memory.ipynb #848d88cd
+# %% ../nbs/api/05b_memory.ipynb #21bf1247
 import warnings
 import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
 from contextlib import contextmanager, nullcontext
@@ -14,6 +14,7 @@ from functools import partial
 from types import SimpleNamespace
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from fastai.callback.core import Callback
 from .loss import NTXentLoss, nt_xent, _check_z, _check_temperature, _full_precision, _wide, _gather, _mean_over_processes
@@ -156,7 +157,7 @@ def _replay(self:GradCache, g):
             with job.autocast(): z = job.forward(_views(job.x, part))
             z.backward(_views(g, part))
 
-# %% ../nbs/api/05b_memory.ipynb #d22e2ead
+# %% ../nbs/api/05b_memory.ipynb #29a783dc
 def nt_xent_with_queue(
     z:Tensor, # Projections, 2N×d: the N first views, then the N second views in the same order
     queue:Tensor, # Further negatives, M×d; no gradient goes there
@@ -175,15 +176,24 @@ def nt_xent_with_queue(
         if normalize: z, q = F.normalize(z, dim=1, eps=1e-6), F.normalize(q, dim=1, eps=1e-6)
         gather = gather and dist.is_available() and dist.is_initialized()
         z, rows = _gather(z) if gather else (z, torch.arange(len(z), device=z.device))
-        loss = _sum_over(rows, z, q, temperature) / (len(z) if directions == 'mean' else len(z)//2)
+        loss = _sum_in_parts(rows, z, q, temperature) / (len(z) if directions == 'mean' else len(z)//2)
         return _mean_over_processes(loss*dist.get_world_size()) if gather else loss
 
-# %% ../nbs/api/05b_memory.ipynb #07a327ed
+# %% ../nbs/api/05b_memory.ipynb #44d753e1
 def _sum_over(rows, z, q, temperature):
     "Sum over `rows` of −log softmax of the other view among everybody else in `z` and `q`"
     s = torch.cat([z[rows] @ z.T, z[rows] @ q.T], 1) / temperature
     s[torch.arange(len(rows), device=z.device), rows] = -torch.inf
     return F.cross_entropy(s, (rows + len(z)//2) % len(z), reduction='sum')
+
+_most = 2**24                                        # numbers in a table of similarities: 64 MB
+
+def _sum_in_parts(rows, z, q, temperature):
+    "`_sum_over`; a table of more than `_most` numbers is made a few rows at a time, and again for the gradient"
+    n = len(z) + len(q)
+    if len(rows)*n <= _most: return _sum_over(rows, z, q, temperature)
+    parts = rows.split(max(_most//(4*n), 1))
+    return sum(checkpoint(_sum_over, i, z, q, temperature, use_reentrant=False, preserve_rng_state=False) for i in parts)
 
 # %% ../nbs/api/05b_memory.ipynb #8666ea70
 class NegativeQueue(Callback):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SimCLR', 'pretrain_learner']
 
-# %% ../nbs/api/06_pretrain.ipynb #ebda9548
+# %% ../nbs/api/06_pretrain.ipynb #db43d161
 import torch, torch.nn as nn
 from fastcore.basics import patch
 from fastcore.foundation import L
@@ -14,9 +14,9 @@ from fastai.learner import Learner
 from fastai.callback.core import Callback
 from .data import warn_if_normalized
 from .augment import SimCLRAugment, eval_crop, check_images
-from .resnet import encoder as encoder_by_name
 from .head import SimCLRModel, Classifier, ProjectionHead, feature_dim
 from .loss import NTXentLoss, contrastive_accuracy
+from .anyencoder import any_encoder
 from .optim import lars_opt, lars_splitter, scale_lr, global_bs
 from .scale import precision_callbacks
 
@@ -66,11 +66,11 @@ def before_fit(self:SimCLR):
     bs = getattr(self.dls.train, 'bs', None)
     if bs == 1: raise ValueError('a batch of 1 image has no negatives: use a larger bs')
 
-# %% ../nbs/api/06_pretrain.ipynb #2cc25a6e
+# %% ../nbs/api/06_pretrain.ipynb #37ee2c9d
 @delegates(Learner.__init__)
 def pretrain_learner(
     dls, # fastai `DataLoaders` of images in [0,1], labelled or not
-    encoder, # A name such as 'r18_0.25x_sk0', or any module that maps images to vectors
+    encoder, # A name for `any_encoder` ('r18_0.25x_sk0', 'timm/resnet18', …), or any module that maps images to vectors
     head:ProjectionHead=None, # None: three layers, 128 out
     augment=None, # Makes one view of a batch, called with (images, generator); None: as in `SimCLR`
     temperature:float=0.1, # τ of NT-Xent
@@ -90,12 +90,12 @@ def pretrain_learner(
     return Learner(dls, model, opt_func=opt_func, lr=scale_lr(0.1, global_bs(dls)) if lr is None else lr, metrics=metrics,
                    cbs=[SimCLR(augment), *precision_callbacks(precision, dls, model), *L(cbs)], **kwargs)
 
-# %% ../nbs/api/06_pretrain.ipynb #3c7abf4f
+# %% ../nbs/api/06_pretrain.ipynb #585afb48
 def _assemble(dls, encoder, head):
     "The `SimCLRModel` for these loaders"
     x = check_images(dls.train.one_batch()[0], name='the batch')
     if isinstance(encoder, (SimCLRModel, Classifier)):
         raise TypeError(f'encoder must map images to features, got a {type(encoder).__name__}: pass its .encoder (and a SimCLRModel\'s .head as head, to train on)')
-    if isinstance(encoder, str): encoder = encoder_by_name(encoder, in_channels=x.shape[1], cifar_stem=min(x.shape[2:]) <= 32)
+    if isinstance(encoder, str): encoder = any_encoder(encoder, x.shape[1], min(x.shape[2:]))
     if head is None: head = ProjectionHead(feature_dim(encoder, x.to(next(encoder.parameters(), x).device)))
     return SimCLRModel(encoder, head)

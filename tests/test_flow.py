@@ -1,0 +1,295 @@
+"""The whole flow as its user runs it: the installed command, killed and started again; bad folders, bad files, two programs at once."""
+import sys
+
+# ---- programs that are forked and killed: one process imports everything once
+
+def program(step, folder, images):
+    "One step of a tiny run, to its end"
+    from simclrv2_nb import flow
+    kw = dict(say=lambda s: None)
+    if step == 'pretrain': flow.pretrain(images, folder, recipe='fashion-mnist-sample', encoder='r18_0.0625x_sk0', epochs=4, bs=16, queue=64, checkpoint_every=2, **kw)
+    else: flow.distill(folder, 'r18_0.03125x_sk0', images=images, epochs=3, bs=16, checkpoint_every=2, **kw)
+
+def life(step, folder, images, delay=None):
+    "Fork the program and kill it after `delay` seconds; its exit code or minus signal"
+    import os, signal, time
+    pid = os.fork()
+    if not pid:
+        try: program(step, folder, images); os._exit(0)
+        except BaseException:
+            import traceback; traceback.print_exc(); sys.stderr.flush(); os._exit(3)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def driver(tmp):
+    "Kill pretraining and distillation a few times each; what is left must be as without"
+    import csv, time, warnings
+    from pathlib import Path
+    warnings.filterwarnings('ignore')
+    import torch
+    from simclrv2_nb import flow, weights
+    from simclrv2_nb.data import fashion_mnist_sample
+    import simclrv2_nb.health
+    torch.set_num_threads(1)
+    d, tmp, took, killed = fashion_mnist_sample(), Path(tmp), {}, 0
+    images = d.train_x[:128], d.train_y[:128]
+    for name,delays in (('whole', {}), ('killed', dict(pretrain=(.35,.6), distill=(.5,)))):
+        run = tmp/name
+        for step in ('pretrain','distill'):
+            start = time.time()
+            for f in delays.get(step, ()): killed += life(step, run, images, f*took[step]) == -9
+            assert life(step, run, images) == 0
+            took.setdefault(step, time.time()-start)
+            if step == 'pretrain': flow.finetune(run, images=images, per_class=3, steps=4, epochs=1, say=lambda s: None)
+    for step in ('pretrain','finetune','distill'):
+        assert len({weights.info(tmp/o/step/'model.safetensors')['sha256'] for o in ('whole','killed')}) == 1, step
+    curves = [[{k: v for k,v in r.items() if 'wait' not in k} for r in csv.DictReader(open(tmp/o/'pretrain'/'history.csv'))] for o in ('whole','killed')]
+    assert curves[0] == curves[1] and len(curves[0]) == 4
+    assert not list(tmp.glob('*/*/checkpoints')) and (tmp/'killed'/'pretrain'/'ema.safetensors').exists()
+    print(f'killed {killed} times')
+
+if __name__ == '__main__': driver(sys.argv[1]); sys.exit()
+
+# ---- the tests
+
+import csv, json, os, signal, subprocess, time
+from pathlib import Path
+import numpy as np, pytest
+from PIL import Image
+
+COMMAND = str(Path(sys.executable).parent/'simclrv2')
+TINY = dict(encoder='r18_0.0625x_sk0', size=32, epochs=3, bs=8, workers=0)
+
+def draw(path, c, i):
+    "A bright bar on noise: across for class 0, upright for class 1"
+    rng = np.random.default_rng(100*c+i)
+    a = rng.integers(0, 120, (40,48,3), dtype=np.uint8)
+    a[(slice(8+i%20, 14+i%20), slice(None)) if c == 0 else (slice(None), slice(8+i%20, 14+i%20))] = 250
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(a).save(path)
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "A folder of two classes, with a blank and an umlaut in its name, and names that look like options"
+    folder = tmp_path_factory.mktemp('data')/'meine Bilder ü'
+    for c,name in enumerate(('quer','hoch é')):
+        for i in range(20): draw(folder/name/f'{"--run" if i == 3 else f"bild {i}"}.png', c, i)
+    (folder/'notes.txt').write_text('not an image')
+    return folder
+
+@pytest.fixture(scope='module')
+def finished(photos, tmp_path_factory):
+    "A whole run in this process, and the lines it said"
+    from simclrv2_nb import flow
+    tmp = tmp_path_factory.mktemp('runs'); run, said = tmp/'ein Lauf', []
+    kw = dict(cache=tmp/'cache', say=said.append)
+    flow.pretrain(photos, run, **TINY, cache=tmp/'cache', say=said.append)
+    flow.finetune(run, labels='folder', per_class=4, steps=6, workers=0, **kw)
+    flow.distill(run, 'r18_0.03125x_sk0', epochs=2, workers=0, **kw)
+    flow.evaluate(run, workers=0, **kw)
+    flow.export(run, formats='safetensors', say=said.append)
+    return run, said
+
+def shas(run):
+    from simclrv2_nb import weights
+    return {p.relative_to(run).as_posix(): weights.info(p)['sha256'] for p in sorted(Path(run).glob('*/*.safetensors'))}
+
+def tree(folder): return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob('*'))
+
+def env(tmp):
+    "An environment whose every place to write is a folder of `tmp`"
+    for o in ('home','cache','tmp','here'): (tmp/o).mkdir(exist_ok=True)
+    return {**os.environ, 'HOME': str(tmp/'home'), 'XDG_CACHE_HOME': str(tmp/'cache'), 'XDG_CONFIG_HOME': str(tmp/'cache'), 'TMPDIR': str(tmp/'tmp'), 'MPLCONFIGDIR': str(tmp/'cache'), 'OMP_NUM_THREADS': '1'}
+
+def test_killed_and_started_again(run, root, tmp_path):
+    r = run(sys.executable, __file__, tmp_path, cwd=root, timeout=300)
+    assert int(r.stdout.split('killed ')[-1].split()[0]) >= 2, r.stdout
+
+def test_files(finished, photos):
+    run, said = finished
+    readme, config = (run/'README.md').read_text(encoding='utf-8'), json.loads((run/'config.json').read_text(encoding='utf-8'))
+    for f in ('pretrain/history.csv','pretrain/pairs.png','pretrain/training.png','pretrain/data.txt','finetune/labels.csv','evaluate/scores.json','evaluate/student.png','export/README.md','export/classes.txt','log.txt','results.md'):
+        assert (run/f).stat().st_size, f
+    for f in tree(run):
+        if '.' in f and not f.startswith('export') and f not in ('README.md','lock'): assert f'`{f}`' in readme, f'README.md does not explain {f}'
+    assert config['pretrain']['source'] == str(photos) and config['pretrain']['epochs'] == 3 and config['finetune']['per_class'] == 4
+    roles = [r['used for'] for r in csv.DictReader(open(run/'finetune'/'labels.csv', encoding='utf-8'))]
+    assert (roles.count('train'), roles.count('test')) == (8, 32)
+    assert any(r['image'] == 'quer/--run.png' for r in csv.DictReader(open(run/'finetune'/'labels.csv', encoding='utf-8')))
+    log = (run/'log.txt').read_text(encoding='utf-8')
+    assert all(l in log for s in said for l in s.splitlines())
+    assert not [o for o in tree(run) if '/.' in o or o.startswith('.') or o.endswith('.tmp')], 'temporary files left'
+    assert (run/'export'/'classes.txt').read_text(encoding='utf-8').split('\n')[:2] == ['hoch é','quer']
+
+def test_repeat_as_a_command(finished, tmp_path):
+    "config.json alone, in another process: the same models and scores to the last bit; nothing is written elsewhere"
+    run, _ = finished
+    r = subprocess.run([COMMAND, 'repeat', str(run/'config.json'), 'noch einer'], capture_output=True, text=True, cwd=(e := env(tmp_path)) and tmp_path/'here', env=e, timeout=300)
+    assert r.returncode == 0 and 'Warning' not in r.stderr, r.stderr
+    other = tmp_path/'here'/'noch einer'
+    assert shas(other) == shas(run) and len(shas(run)) == 4
+    assert (other/'evaluate'/'scores.json').read_bytes() == (run/'evaluate'/'scores.json').read_bytes()
+    configs = [json.loads((o/'config.json').read_text(encoding='utf-8')) for o in (run, other)]
+    assert configs[0] == configs[1]
+    assert tree(tmp_path/'here')[0] == 'noch einer' and not [o for o in tree(tmp_path/'here') if not o.startswith('noch einer')]
+    assert not tree(tmp_path/'home') and not [o for o in tree(tmp_path/'tmp') if 'simclr' in o]
+    assert '█' not in r.stdout and 'test accuracy' in r.stdout
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals')
+def test_stopped_command(photos, finished, tmp_path, capsys):
+    "Ctrl-C; the same in Python goes on to the same end"
+    run, e = finished[0], env(tmp_path)
+    args = [COMMAND, 'pretrain', str(photos), '--run', 'run', *(f'--{k}={v}' for k,v in TINY.items())]
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    p = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**e, 'PYTHONUNBUFFERED': '1'}, preexec_fn=listen)
+    def until(p, word): return next((l for l in p.stdout if word in l), None)
+    assert until(p, 'epoch 2 of 3')
+    for _ in range(5):          # Python drops an interrupt that arrives inside a destructor: press again, as a person would
+        p.send_signal(signal.SIGINT)
+        try: _, err = p.communicate(timeout=30)
+        except subprocess.TimeoutExpired: continue
+        break
+    assert p.returncode == 130 and 'is whole: ' in err and 'same command' in err and 'Traceback' not in err, err
+    from simclrv2_nb import flow
+    flow.pretrain(photos, tmp_path/'run', cache=tmp_path/'cache', **TINY)
+    assert 'continuing after' in capsys.readouterr().out
+    assert shas(tmp_path/'run')['pretrain/model.safetensors'] == shas(run)['pretrain/model.safetensors']
+
+def test_two_programs_in_one_folder(finished, photos):
+    "The second one is refused with the first one's number, and touches nothing"
+    from simclrv2_nb import flow
+    run, _ = finished
+    hold = 'import fcntl,os,sys,time; f = open(sys.argv[1], "a+"); fcntl.lockf(f, fcntl.LOCK_EX); f.truncate(0); f.write(f"process {os.getpid()}"); f.flush(); print("held", flush=True); time.sleep(60)'
+    p = subprocess.Popen([sys.executable, '-c', hold, str(run/'lock')], stdout=subprocess.PIPE, text=True)
+    try:
+        p.stdout.readline()
+        before = {f: (run/f).read_bytes() for f in tree(run) if (run/f).is_file() and f != 'lock'}
+        for step in (lambda: flow.pretrain(photos, run, **TINY), lambda: flow.finetune(run, labels='folder'), lambda: flow.evaluate(run), lambda: flow.export(run)):
+            with pytest.raises(ValueError, match=f'in use by process {p.pid}'): step()
+        assert before == {f: (run/f).read_bytes() for f in tree(run) if (run/f).is_file() and f != 'lock'}
+    finally: p.kill(); p.wait()
+
+def test_other_settings_and_anew(photos, tmp_path, capsys):
+    "Other settings are refused; anew moves what was there aside, with what was made from it"
+    from simclrv2_nb import flow
+    run, kw = tmp_path/'run', dict(cache=tmp_path/'cache')
+    flow.pretrain(photos, run, **kw, **{**TINY, 'epochs': 1})
+    flow.finetune(run, 'folder', per_class=2, steps=1, epochs=1, workers=0, **kw)
+    old = shas(run)
+    with pytest.raises(ValueError, match='epochs is 1 there and 2 here.*resume=False'): flow.pretrain(photos, run, **kw, **{**TINY, 'epochs': 2})
+    with pytest.raises(ValueError, match='per_class is 2 there and 3 here'): flow.finetune(run, 'folder', per_class=3, **kw)
+    flow.pretrain(run=run, workers=0, **kw)                          # no source, no settings: those of the run
+    assert shas(run) == old and 'nothing is trained' in capsys.readouterr().out
+    flow.pretrain(photos, run, resume=False, **kw, **{**TINY, 'epochs': 2})
+    assert {k: v for k,v in shas(run/'old_1').items()} == old and list(shas(run)) == ['pretrain/model.safetensors']
+    assert 'finetune' not in json.loads((run/'config.json').read_text()) and 'finetune' in json.loads((run/'old_1'/'config.json').read_text())
+    (photos/'quer'/'new.png').write_bytes((photos/'quer'/'bild 1.png').read_bytes())
+    try:
+        with pytest.raises(ValueError, match='not those that the settings were made with: 40 then, 41 now'): flow.pretrain(photos, run, **kw, **{**TINY, 'epochs': 2})
+    finally: (photos/'quer'/'new.png').unlink()
+
+def test_a_test_set_of_its_own(photos, tmp_path):
+    "Its twins among the training images are left out and counted; its classes are found by name"
+    from simclrv2_nb import flow
+    run, kw = tmp_path/'run', dict(cache=tmp_path/'cache', workers=0)
+    for i in range(4): draw(tmp_path/'test'/'quer'/f'{i}.png', 0, i if i < 2 else 50+i); draw(tmp_path/'test'/'hoch é'/f'{i}.png', 1, 60+i)
+    flow.pretrain(photos, run, **{**TINY, 'epochs': 1}, cache=tmp_path/'cache')
+    said = []
+    flow.finetune(run, 'folder', test=tmp_path/'test', steps=1, epochs=1, from_layer='choose', say=said.append, **kw)
+    assert any('2 test images are also among the training images' in s for s in said) and any('validation accuracy' in s for s in said), said
+    rows = flow.evaluate(run, **kw)
+    assert rows[-1]['images'] == 6 and 'a set of their own' in rows[-1]['protocol'] and '2 more have a twin' in rows[-1]['protocol']
+    with pytest.raises(ValueError, match='labels that are not in vocab'):
+        draw(tmp_path/'test2'/'schief'/'1.png', 0, 1); draw(tmp_path/'test2'/'quer'/'1.png', 0, 1)
+        flow.evaluate(run, test=tmp_path/'test2', **kw)
+
+@pytest.mark.parametrize('make,kw,word', [
+    (lambda f: None, {}, 'no such folder'), (lambda f: f.mkdir(), {}, 'no images in'),
+    (lambda f: [draw(f/'a'/'1.png', 0, 1), (f/'a'/'2.png').write_bytes(b'')], {}, '1 of 2 images cannot be read'),
+    (lambda f: [draw(f/'a'/f'{i}.png', 0, i) for i in range(3)], {}, 'bs=8, but there are 3 images'),
+    (lambda f: [draw(f/'a'/f'{i}.png', 0, i) for i in range(9)], dict(labels='folder'), 'one class only'),
+    (lambda f: [draw(f/'a'/f'{i}.png', 0, i) for i in range(9)], dict(labels='b.csv'), 'no such file'),
+    (lambda f: [draw(f/'a'/f'{i}.png', 0, i) for i in range(9)], dict(log='wandb'), 'pip install wandb'),
+    (lambda f: [draw(f/'a'/f'{i}.png', 0, i) for i in range(9)], dict(labels={'a/1.png': 'x'}), 'write it to a CSV'),
+    (lambda f: [draw(f/'a'/f'{i}.png', 0, i) for i in range(9)], dict(encoder='r17_1x_sk0'), 'unknown encoder')])
+def test_bad_folders(make, kw, word, tmp_path, monkeypatch):
+    "A clear error before a run folder is made"
+    from simclrv2_nb import flow
+    import importlib.util
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda n, *a: None if n == 'wandb' else find(n, *a))
+    make(tmp_path/'pictures')
+    with pytest.raises((ValueError, TypeError, OSError, ImportError), match=word): flow.pretrain(tmp_path/'pictures', tmp_path/'run', cache=tmp_path/'cache', **{**TINY, **kw})
+    assert not (tmp_path/'run').exists()
+
+def test_lying_files(tmp_path):
+    "A few bad files are left out and listed; the run goes on"
+    from simclrv2_nb import flow
+    f = tmp_path/'pictures'
+    for i in range(20): draw(f/f'{i}.png', i%2, i)
+    Image.new('L', (30,30)).save(f/'gif.jpg', format='GIF'); (f/'text.png').write_text('hello'); (f/'half.png').write_bytes((f/'0.png').read_bytes()[:300])
+    os.symlink('/etc', f/'out')
+    with pytest.warns(UserWarning, match='lead out of'): flow.pretrain(f, tmp_path/'run', cache=tmp_path/'cache', max_bad=.2, **{**TINY, 'epochs': 1})
+    text = (tmp_path/'run'/'pretrain'/'data.txt').read_text()
+    assert '21 images' in text and 'text.png' in text and 'half.png' in text and 'gif.jpg' not in text
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='root may write everywhere')
+def test_folder_that_cannot_be_written(photos, tmp_path):
+    from simclrv2_nb import flow
+    (tmp_path/'locked').mkdir(mode=0o500)
+    with pytest.raises(ValueError, match='cannot be written'): flow.pretrain(photos, tmp_path/'locked'/'run', cache=tmp_path/'cache', **TINY)
+
+def test_full_disk(photos, tmp_path, monkeypatch):
+    "The reason is said, whole files stay, and the run goes on when there is room"
+    from simclrv2_nb import flow
+    real, n = os.fsync, [0]
+    def full(fd):
+        n[0] += 1
+        if n[0] == 2: raise OSError(28, 'No space left on device')
+        real(fd)
+    with monkeypatch.context() as m:
+        m.setattr('simclrv2_nb.resume.os.fsync', full)
+        with pytest.raises(OSError, match='No space left'): flow.pretrain(photos, tmp_path/'run', cache=tmp_path/'cache', **TINY)
+    assert 'No space left' in (tmp_path/'run'/'log.txt').read_text(encoding='utf-8')
+    flow.pretrain(photos, tmp_path/'run', cache=tmp_path/'cache', **TINY)
+    assert (tmp_path/'run'/'pretrain'/'model.safetensors').exists()
+
+def test_named_data_set(tmp_path, monkeypatch):
+    "Fetched by torchvision, with a test set of its own; without a network it is said what to do"
+    import torchvision.datasets as sets
+    from simclrv2_nb import flow
+    class Fake:
+        classes = ['dark','bright']
+        def __init__(self, root, train, download):
+            rng = np.random.default_rng(train)
+            self.targets = [i%2 for i in range(40 if train else 10)]
+            self.data = np.stack([rng.integers(0, 100, (32,32,3)) + 150*y for y in self.targets]).astype(np.uint8)
+        def __len__(self): return len(self.data)
+    monkeypatch.setattr(sets, 'CIFAR10', Fake)
+    flow.pretrain('cifar10', tmp_path/'run', encoder='r18_0.0625x_sk0', epochs=1, bs=16, say=lambda s: None)
+    flow.finetune(tmp_path/'run', per_class=3, epochs=1, steps=1, say=lambda s: None)
+    rows = flow.evaluate(tmp_path/'run', say=lambda s: None)
+    assert rows[-1]['images'] == 10 and rows[-1]['vocab'] == Fake.classes and 'a set of their own' in rows[-1]['protocol']
+    assert json.loads((tmp_path/'run'/'config.json').read_text())['pretrain']['temperature'] == .5
+    def offline(*args, **kwargs): raise RuntimeError('Error downloading')
+    monkeypatch.setattr(sets, 'CIFAR10', offline)
+    with pytest.raises(FileNotFoundError, match='cifar10 could not be fetched'): flow.pretrain('cifar10', tmp_path/'other')
+
+def test_tensorboard_and_memory(tmp_path):
+    "fastai's callback writes into the run folder; micro-batches and a queue"
+    pytest.importorskip('tensorboard')
+    from simclrv2_nb import flow
+    from simclrv2_nb.data import fashion_mnist_sample
+    flow.pretrain(fashion_mnist_sample().train_x[:64], tmp_path/'run', recipe='fashion-mnist-sample', encoder='r18_0.0625x_sk0', epochs=1, bs=32, log='tensorboard', micro_batch=16, queue=32, say=lambda s: None)
+    assert list((tmp_path/'run'/'pretrain'/'tensorboard').glob('events*')) and (tmp_path/'run'/'pretrain'/'ema.safetensors').exists()
+
+def test_help():
+    "Every command is named, and its help says what it does"
+    from typer.testing import CliRunner
+    from simclrv2_nb.cli import app
+    out = CliRunner().invoke(app, ['--help']).output
+    for o in ('pretrain','finetune','distill','evaluate','export','repeat','recipes','predict','convert','demo'):
+        assert f' {o} ' in out
+        assert CliRunner().invoke(app, [o, '--help']).exit_code == 0
