@@ -5,20 +5,25 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/api/13_all.ipynb #9b634080
+# %% ../nbs/api/13_all.ipynb #1c133449
 from .data import *
+from .images import *
 from .augment import *
 from .resnet import *
 from .head import *
+from .anyencoder import *
 from .loss import *
 from .optim import *
 from .scale import *
+from .distributed import *
 from .pretrain import *
 from .finetune import *
 from .distill import *
 from .evaluate import *
+from .health import *
+from .annotate import *
 from .show import *
-from . import weights
+from . import export, flow, weights
 
 # %% ../nbs/api/13_all.ipynb #1fef58bb
 __all__ = [o for o in globals() if not o.startswith('_')]

@@ -38,10 +38,22 @@ def _part(a, b, rank, world):
     "Which of a … b−1 are ours"
     return range(a + (b-a)*rank//world, a + (b-a)*(rank+1)//world)
 
-# %% ../nbs/api/05d_distributed.ipynb #c778ab22
-class SharedDL(DataLoader):
+# %% ../nbs/api/05d_distributed.ipynb #c0784f34
+class _Behind(DataLoader):
+    "What is asked of the loader behind, `dl`"
+    _default = 'dl'                        # all that is not found here
+    def randomize(self): self.dl.randomize()
+    def wif(self): self.dl.wif()
+    def before_iter(self): self.dl.before_iter()
+    def after_iter(self): self.dl.after_iter()
+    def create_batches(self, samps): return self.dl.create_batches(samps)
+    def new(self, *args, **kwargs): return self.dl.new(*args, **kwargs)
+    def one_batch(self): return self.dl.one_batch()
+    def to(self, device): self.device = device; self.dl.to(device)
+
+# %% ../nbs/api/05d_distributed.ipynb #96d660a8
+class SharedDL(_Behind):
     "Of each batch of all processes, the part of this one"
-    _default = 'dl'
     now = mine = used = 1                  # images in this batch, in this epoch, and in the epoch of all processes
     def __init__(self,
         dl, # fastai `DataLoader`; its `bs` is the size of a part
@@ -54,6 +66,7 @@ class SharedDL(DataLoader):
         self.dl,self.bs,self.n,self.drop_last,self.dataset,self.indexed = dl,dl.bs,dl.n,dl.drop_last,dl.dataset,True
         self.num_workers,self.offs,self.pin_memory,self.device,f = dl.num_workers,dl.offs,dl.pin_memory,dl.device,dl.fake_l
         self.fake_l = _FakeLoader(self, f.pin_memory, f.num_workers, f.timeout, persistent_workers=f.persistent_workers, pin_memory_device=f.pin_memory_device)
+    def after_batch(self, b): self.now = find_bs(b); return self.dl.after_batch(b)
 
 # %% ../nbs/api/05d_distributed.ipynb #aa62d2b4
 @patch
@@ -80,31 +93,6 @@ def get_idxs(self:SharedDL):
     res = [idxs[i] for a,b in batches for i in _part(a, b, self.rank, self.world)]
     self.mine,self.used = len(res),batches[-1][1] if batches else 0
     return res
-
-# %% ../nbs/api/05d_distributed.ipynb #92c9bcc5
-@patch
-def after_batch(self:SharedDL, b):
-    self.now = find_bs(b)
-    return self.dl.after_batch(b)
-
-@patch
-def randomize(self:SharedDL): self.dl.randomize()
-@patch
-def wif(self:SharedDL): self.dl.wif()
-@patch
-def before_iter(self:SharedDL): self.dl.before_iter()
-@patch
-def after_iter(self:SharedDL): self.dl.after_iter()
-@patch
-def create_batches(self:SharedDL, samps): return self.dl.create_batches(samps)
-
-# %% ../nbs/api/05d_distributed.ipynb #e6232036
-@patch
-def new(self:SharedDL, *args, **kwargs): return self.dl.new(*args, **kwargs)
-@patch
-def one_batch(self:SharedDL): return self.dl.one_batch()
-@patch
-def to(self:SharedDL, device): self.device = device; self.dl.to(device)
 
 # %% ../nbs/api/05d_distributed.ipynb #73b494fa
 @patch

@@ -317,9 +317,10 @@ class _ONNX:
         y = torch.cat([torch.as_tensor(_run(self.session, x[torch.arange(i, i+k).clamp_max(len(x)-1)])) for i in range(0, len(x), k)])[:len(x)]
         return (y.softmax(1) if self.logits else y).numpy()
 
-# %% ../nbs/api/10a_export.ipynb #6eba4706
+# %% ../nbs/api/10a_export.ipynb #404e4cad
 def _predictor(model, names, size):
     "What looks at batches, with the names of its classes"
+    if isinstance(model, (_Torch, _ONNX)): return model
     path = isinstance(model, (str, os.PathLike))
     p = _ONNX(model) if path and _kind(model) == 'onnx' else _Torch(weights.load(model) if path else model, size)
     p.vocab = p.vocab if names is None else [*names]
@@ -343,21 +344,19 @@ def _rows(p, files, decoded, top):
     def names(k): return map(str, k) if p.vocab is None else [p.vocab[i] for i in k]
     return [dict(file=str(f), top=[*zip(names(a[0]), a[1])] if (a := next(answers) if d.x is not None else None) else [], error=d.reason) for f,d in zip(files, decoded)]
 
-# %% ../nbs/api/10a_export.ipynb #a50c67fc
+# %% ../nbs/api/10a_export.ipynb #b10f8565
 def iter_predictions(
     model, # A safetensors or ONNX file (never a pickle), or a `Classifier`
     sources, # An image, a folder, or a list of either
-    top:int=3, # Classes to name for each image, the most probable ones
+    top:int=3, # At most so many classes are named for each image, the most probable ones
     batch:int=64, # Images that the network sees at a time
     workers:int=2, # Processes that decode, and batches that the network works on at the same time, with one thread each
     names=None, # Class names; None: those in the file, else numbers
     size:int=None # Side of the images that a safetensors file or `Classifier` was trained on; None: what it says itself
 ): # Generator of dicts: `file`, `top` (pairs of class and probability), `error` (None, or why there is nothing)
     "What is on images, one after the other, in the order of the files; a bad file is a row with its reason"
-    p = _predictor(model, names, size)
-    if not 1 <= top <= p.classes: raise ValueError(f'top must be 1 … {p.classes}, got {top}')
-    if batch < 1 or workers < 1: raise ValueError(f'batch and workers must be ≥ 1, got {batch} and {workers}')
-    return _stream(p, _files(sources), top, batch, workers)
+    if min(top, batch, workers) < 1: raise ValueError(f'top, batch and workers must be ≥ 1, got {top}, {batch} and {workers}')
+    return _stream(_predictor(model, names, size), _files(sources), top, batch, workers)
 
 # %% ../nbs/api/10a_export.ipynb #51061dcf
 def _decoded(files, size, channels, workers, slab=8192):
@@ -395,25 +394,25 @@ def _write_json(f, rows, top):
         f.write((',\n ' if i else '\n ') + json.dumps(d, ensure_ascii=False)); yield r
     f.write('\n]\n')
 
-# %% ../nbs/api/10a_export.ipynb #14f46afb
+# %% ../nbs/api/10a_export.ipynb #e68fde59
 def predict_files(
     model, # A safetensors or ONNX file (never a pickle), or a `Classifier`
     sources, # An image, a folder, or a list of either
     out=None, # File to write the answers to; None: they are returned
     format:str=None, # Of `out`: 'csv' or 'json'; None: what its name says
-    top:int=3, # Classes to name for each image, the most probable ones
+    top:int=3, # At most so many classes are named for each image, the most probable ones
     batch:int=64, # Images that the network sees at a time
     workers:int=2, # Processes that decode
     names=None, # Class names; None: those in the file, else numbers
     size:int=None # Side of the images that a safetensors file or `Classifier` was trained on; None: what it says itself
 ): # With `out` a dict: number of `files` and of `bad` ones; else a list of rows as from `iter_predictions`
     "Say what is on images; with `out` in bounded memory, however many there are, into a file that appears whole or not at all"
-    rows = iter_predictions(model, sources, top, batch, workers, names, size)
-    if out is None: return list(rows)
+    if out is None: return list(iter_predictions(model, sources, top, batch, workers, names, size))
     out = Path(out)
     format = (format or out.suffix.lstrip('.') or 'csv').lower()
     if format not in ('csv','json'): raise ValueError(f"format must be 'csv' or 'json', got {format!r}")
-    n = bad = 0
+    p, n, bad = _predictor(model, names, size), 0, 0
+    rows, top = iter_predictions(p, sources, top, batch, workers), min(top, p.classes)
     with _beside(out) as tmp, open(tmp, 'w', encoding='utf-8', errors='backslashreplace', newline='') as f, contextlib.closing(rows):
         for r in (_write_csv if format == 'csv' else _write_json)(f, rows, top): n += 1; bad += r['error'] is not None
         f.flush()

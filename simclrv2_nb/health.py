@@ -224,10 +224,11 @@ def _measured_now(self:Health):
     if len(self.dls.valid): return not self.training
     return self.training and self.n_iter-self.iter <= -(-self.n_images//max(1, self._bs()))
 
-# %% ../nbs/api/09c_health.ipynb #7ad18637
+# %% ../nbs/api/09c_health.ipynb #0696a925
 @patch
 def before_train(self:Health):
     "A new epoch; with a new fit the history starts anew"
+    if not self._on: return
     if not self.train_iter: self.history = []
     self._losses,self._zs,self._hs,self._top1,self._now = [],[],[],[],{}
 
@@ -338,7 +339,7 @@ def _measure(self:Health):
     now = dict(top1=right/n, alignment=alignment(z), uniformity=(uniformity(a)+uniformity(b))/2 if len(a) > 1 else 0., spread=feature_spread(h), rank=effective_rank(h))
     self._now = {k: float(v) for k,v in now.items()}
 
-# %% ../nbs/api/09c_health.ipynb #8228ec98
+# %% ../nbs/api/09c_health.ipynb #472111e2
 @patch
 def _judge(self:Health):
     "kNN and linear probe on labelled images, as evaluation sees them"
@@ -348,7 +349,8 @@ def _judge(self:Health):
         if not (train_h.isfinite().all() and test_h.isfinite().all()): return {}
         knn = knn_accuracy(train_h, train_y, test_h, test_y, k=min(self.k, len(train_h)))
         if self._probe is None: return dict(probe=linear_probe(train_h, train_y, test_h, test_y, C=1.), knn=knn)
-        logits = predict_batches(self._probe, test_h.to(self._probe.weight.device))
+        m, s = train_h.mean(0), (train_h.var(0) + self._probe.norm.eps).sqrt()      # of these features: the encoder's own batch norms are in eval mode here
+        logits = F.linear((test_h-m)/s, self._probe.weight.detach().cpu(), self._probe.bias.detach().cpu())
         return dict(probe=(logits.argmax(1) == test_y).float().mean().item(), knn=knn)
 
 # %% ../nbs/api/09c_health.ipynb #7799d9de

@@ -218,7 +218,7 @@ def compare(
     draws = np.random.default_rng(seed).multinomial(n, [only_a/n, only_b/n, 1-(only_a+only_b)/n], _DRAWS)
     return Comparison((only_a-only_b)/n, _middle((draws[:,0]-draws[:,1])/n), only_a, only_b, n, seed)
 
-# %% ../nbs/api/09e_scores.ipynb #3cdb36ef
+# %% ../nbs/api/09e_scores.ipynb #8e39a069
 def temperature_scale(
     logits:Tensor, # N×classes, of held-out images
     y:Tensor # Their classes
@@ -227,9 +227,11 @@ def temperature_scale(
     from scipy.optimize import minimize
     z, y, _ = _check_logits(logits, y, None)
     own = z.gather(1, y[:,None])[:,0]
+    problem = ('the model is no better than a guess' if (z.mean(1)-own).mean() >= 0 else      # the slope at β = 0
+               'every one is right' if (own >= z.amax(1)).all() else None)               # the likelihood grows for ever
+    if problem: warnings.warn(f'these {len(y)} images fit no temperature, {problem}: give other ones, or more')
     def nll(b):
         p = (b[0]*z).softmax(1)
         return ((b[0]*z).logsumexp(1) - b[0]*own).mean().item(), np.array([((p*z).sum(1) - own).mean().item()])
     b = minimize(nll, np.ones(1), jac=True, method='L-BFGS-B', bounds=[(.01,100)], options=dict(ftol=1e-15, gtol=1e-9)).x[0].item()
-    if not .011 < b < 99: warnings.warn(f'these {len(y)} images fit no temperature, {"every one is right" if b > 1 else "the model is no better than a guess"}: give more of them')
     return 1/b
