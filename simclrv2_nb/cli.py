@@ -483,25 +483,25 @@ def _image(path, model):
     if max(x.shape[2:]) > 32: raise ValueError(f'the model takes images up to 32×32 as they are, this one has {im.height}×{im.width}: crop and resize it first, or give --size')
     return x
 
-# %% ../nbs/api/12_cli.ipynb #e21dd87c
+# %% ../nbs/api/12_cli.ipynb #c050470d
 @torch.no_grad()
 def _as_in_the_reference(model, files, top, names):
     "Rows as those of `iter_predictions`"
     n = model.supervised.out_features
     if names is not None and len(names) != n: raise ValueError(f'--classes names {len(names)} classes, the model has {n}')
-    if not 1 <= top <= n: raise ValueError(f'--top must be 1 … {n}, got {top}')
+    if top < 1: raise ValueError(f'--top must be ≥ 1, got {top}')
     for f in files:
-        try: p, i = model(_image(f, model))[0].softmax(0).topk(top)
+        try: p, i = model(_image(f, model))[0].softmax(0).topk(min(top, n))
         except Exception as e: yield dict(file=str(f), top=[], error=f'{type(e).__name__}: {e}'[:200]); continue      # whatever a stranger's file provokes
         yield dict(file=str(f), top=[(str(k) if names is None else names[k], q) for q,k in zip(p.tolist(), i.tolist())], error=None)
 
-# %% ../nbs/api/12_cli.ipynb #60a831c5
+# %% ../nbs/api/12_cli.ipynb #947e92db
 @app.command(rich_help_panel='Models')
 def predict(
     model:str=typer.Argument(help="A safetensors or ONNX file, a run folder, a TensorFlow checkpoint, or a released network such as 'r50_1x_sk1/finetuned_1pct'"), # never a pickle
     images:list[Path]=typer.Argument(help='Image files, and folders of them'), # any size, any number
     out:Path=typer.Option(None, help='A .csv or .json file to write; without it answers are printed'), # whole, or not at all
-    top:int=typer.Option(3, help='Classes to name for each image'), # the most probable ones
+    top:int=typer.Option(3, help='Classes to name for each image, at most'), # the most probable ones
     classes:Path=typer.Option(None, help='A text file with the name of each class in a line, where the model does not know them'), # in the order of the classifier
     size:int=typer.Option(None, help='Side in pixels of the images the network was trained on, where the model does not say'), # see `weights.save`
     from_layer:int=typer.Option(None, help='The head layer that the classifier sits on, where the file does not say'), # see `Classifier`

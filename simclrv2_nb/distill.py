@@ -44,13 +44,15 @@ def _central(x, augment):
     "The view that evaluation sees; an augmentation that names no size gets the images as they are"
     return eval_crop(x, augment.size, augment.kernel) if hasattr(augment, 'size') else x
 
-# %% ../nbs/api/08_distill.ipynb #52b67001
+# %% ../nbs/api/08_distill.ipynb #c29d168d
 @patch
 def after_pred(self:Distill):
     "Ask the teacher about the view that the student has seen"
     if not self.yb: return
-    if self.teacher is None or hasattr(self.learn, 'gather_preds'): t = torch.full_like(self.pred, torch.nan)
+    asked = getattr(self.learn, 'gather_preds', None)          # `get_preds` wants losses only for an interpretation
+    if self.teacher is None or (asked and not asked.with_loss): t = torch.full_like(self.pred, torch.nan)
     else:
+        if asked: self._prepare()
         with torch.no_grad(): t = self.teacher(self.xb[0]).float()
     self.learn.yb = (t, *self.yb)
 
@@ -59,7 +61,7 @@ def after_loss(self:Distill):
     "Metrics compare with labels"
     self.learn.yb = self.yb[1:]
 
-# %% ../nbs/api/08_distill.ipynb #2ae597d9
+# %% ../nbs/api/08_distill.ipynb #8c5508bd
 @patch
 def before_fit(self:Distill):
     "Prepare the teacher: eval mode, on the student's device, in its memory format"
@@ -67,6 +69,10 @@ def before_fit(self:Distill):
     if self.teacher is None: return
     if set(self.teacher.parameters()) & set(self.model.parameters()):
         raise ValueError('student and teacher share parameters: for self-distillation name an encoder as student, or give a copy (copy.deepcopy)')
+    self._prepare()
+
+@patch
+def _prepare(self:Distill):
     self.teacher.to(next(iter(self.model.parameters())).device).eval()
     if hasattr(self.learn, 'channels_last'): self.teacher.to(memory_format=torch.channels_last)
 

@@ -157,23 +157,25 @@ class NTXentLoss(nn.Module):
     def forward(self, z, *targets): return nt_xent(z, self.temperature, self.normalize, self.directions, self.chunk_size, self.gather)
     def extra_repr(self): return f'temperature={self.temperature}'
 
-# %% ../nbs/api/04_loss.ipynb #3fecc39e
+# %% ../nbs/api/04_loss.ipynb #807cd857
 def distillation_loss(
     student_logits:Tensor, # N×classes
     teacher_logits:Tensor, # N×classes; no gradient goes there
     temperature:float=1., # τ > 0 of both softmaxes
-    t_squared:bool=False # Times τ², as in the authors' colab (the paper's eq. 2 has no τ²)
-)->Tensor: # A number
+    t_squared:bool=False, # Times τ², as in the authors' colab (the paper's eq. 2 has no τ²)
+    reduction:str='mean' # 'mean' over the rows, or 'none'
+)->Tensor: # A number, or one a row
     "Mean cross-entropy of the student's softmax against the teacher's (paper, eq. 2)"
     if student_logits.shape != teacher_logits.shape or student_logits.ndim != 2:
         raise ValueError(f'student_logits and teacher_logits must both be N×classes, got {tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}')
     _check_temperature(temperature)
     s, t = _wide(student_logits)/temperature, _wide(teacher_logits.detach())/temperature
-    return F.cross_entropy(s, t.softmax(1).to(s.dtype)) * (temperature**2 if t_squared else 1)
+    return F.cross_entropy(s, t.softmax(1).to(s.dtype), reduction=reduction) * (temperature**2 if t_squared else 1)
 
-# %% ../nbs/api/04_loss.ipynb #06a79c69
+# %% ../nbs/api/04_loss.ipynb #eeb53bd7
 class DistillLoss(nn.Module):
     "(1−α) · cross-entropy over the labelled rows + α · distillation over all rows, each a mean over its own rows (paper, eq. 3)"
+    reduction = 'mean'                      # fastai sets 'none' where it asks for one loss an image
     def __init__(self,
         temperature:float=1., # τ > 0 of the distillation term
         alpha:float=1. # Weight of the distillation term, in [0,1]; 1 uses no labels
@@ -187,9 +189,10 @@ class DistillLoss(nn.Module):
         teacher_logits:Tensor, # N×classes
         targets:Tensor=None # N class indices, −1 = unlabelled; None: no labels at all
     )->Tensor: # A number
-        loss = self.alpha * distillation_loss(student_logits, teacher_logits, self.temperature)
+        loss = self.alpha * distillation_loss(student_logits, teacher_logits, self.temperature, reduction=self.reduction)
         if self.alpha == 1 or targets is None: return loss
         y = targets.as_subclass(Tensor).long()
-        ce = F.cross_entropy(_wide(student_logits), y, ignore_index=-1, reduction='sum') / (y != -1).sum().clamp_min(1)
+        ce = F.cross_entropy(_wide(student_logits), y, ignore_index=-1, reduction='none')
+        if self.reduction == 'mean': ce = ce.sum() / (y != -1).sum().clamp_min(1)
         return loss + (1-self.alpha) * ce
     def extra_repr(self): return f'temperature={self.temperature}, alpha={self.alpha}'

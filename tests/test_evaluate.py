@@ -91,6 +91,7 @@ def test_ties_and_lone_images():
     assert one.interval == (1, 1) and 'No error was seen' in str(one)
     none = Scores(torch.tensor([[9., 0]]), [1])
     assert none.interval == (0, 0) and none.per_class[0]['accuracy'] is None and none.balanced == 0 and '–' in str(none)
+    assert Scores(torch.eye(3)[:2], [0, 1]).balanced == 1                     # the class without images does not count
     assert json.loads(json.dumps(none.to_dict(), allow_nan=False))['per_class'][0]['images'] == 0
     assert Scores(torch.tensor([[1e4, -1e4]]), [1]).nll == 2e4                # no overflow
 
@@ -148,13 +149,14 @@ def test_evaluate_classifier_and_its_view():
 def learners():
     "A tiny fine-tuned network, and a student of it that has seen no label"
     from fastai.optimizer import Adam
+    from fastai.torch_core import set_seed
     from simclrv2_nb.distill import distill_learner
     from simclrv2_nb.finetune import finetune_learner
     from simclrv2_nb.head import SimCLRModel
     d, small = fashion_mnist_sample(), lambda x: x[:, :, ::2, ::2]
     i, j = label_subset(d.train_y, 10), label_subset(d.test_y, 10)
     valid = small(d.test_x[j]), d.test_y[j]
-    torch.manual_seed(0)
+    set_seed(0)
     enc = lambda: nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
     from simclrv2_nb.head import ProjectionHead
     kw = dict(opt_func=Adam, lr=3e-3, precision=None, augment=lambda x: x)
