@@ -82,5 +82,5 @@ if __name__ == '__main__':
         try: versions[k] = version(k)
         except PackageNotFoundError: pass
     torch.set_num_threads(2)
-    OUT.write_text(json.dumps(dict(command='python benchmarks/augment.py', machine=_machine(), versions=versions, rows=rows,
+    OUT.write_text(json.dumps(dict(command=f'python benchmarks/augment.py --rounds {a.rounds}', machine=_machine(), versions=versions, rows=rows,
                                    note='ours_over_kornia: quartiles of the ratio within a round'), indent=1)+'\n')

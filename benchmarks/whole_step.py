@@ -92,5 +92,5 @@ if __name__ == '__main__':
     from importlib.metadata import version, PackageNotFoundError
     try: peer = version('lightly')
     except PackageNotFoundError: peer = None
-    OUT.write_text(json.dumps(dict(command='python benchmarks/whole_step.py', machine=cli._machine(), fastai=fastai.__version__, lightly=peer, repeats=a.repeats,
+    OUT.write_text(json.dumps(dict(command=f'python benchmarks/whole_step.py --repeats {a.repeats}', machine=cli._machine(), fastai=fastai.__version__, lightly=peer, repeats=a.repeats,
                                    note='three numbers: quartiles of the ratio within a round', rows=rows), indent=1)+'\n')
