@@ -363,14 +363,15 @@ def _make(self:SimCLRAugment, out, x, d):
     out.clamp_(0, 1)
     if self.blur: self._blur(out, d)
 
-# %% ../nbs/api/01_augment.ipynb #27fdd47a
+# %% ../nbs/api/01_augment.ipynb #8fb5fbaa
 def _some(x, chosen, op, *per_image):
     "Replace the images `chosen` (booleans) of `x` by what `op` makes of them and of their rows of `per_image`, clipped"
     i = chosen.nonzero()[:,0]
     if not len(i): return
     at = i.to(x.device)
-    y = op(x.index_select(0, at), *(o[i].to(x.device) for o in per_image))
-    x.index_copy_(0, at, y.clamp(0, 1).to(x.dtype))
+    y = op(x.index_select(0, at), *(o[i].to(x.device) for o in per_image)).clamp(0, 1).to(x.dtype)
+    if x[0].numel() < 2**14: x.index_copy_(0, at, y)
+    else: torch._foreach_copy_([x[k] for k in i.tolist()], y.unbind())       # large images on a processor: five times as fast
 
 @patch
 def _jitter(self:SimCLRAugment, x, d):
