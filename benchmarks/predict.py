@@ -6,7 +6,7 @@
 The pictures are those of benchmarks/decode.py: crops of scikit-learn's two photographs with noise, in the page cache. A round is
  (a) Pillow decodes each file at full size in two processes, and does nothing with it;
  (b) `decode_files`, which `predict_files` reads with: two processes read, hash, decode and resize each file to a square. A JPEG is
-     decoded at 1/2, 1/4 or 1/8 of its size where that is still twice what is needed, so (b) does less work a file than (a);
+     decoded at 1/2, 1/4 or 1/8 of its size where that is still 1.25 times what is needed, so (b) does less work a file than (a);
  (c) `predict_files` with a small student, from opening the model to the finished CSV file, from safetensors and from ONNX.
 The order within a round turns from round to round. Rates are files a second; shares are of the same round, their median is kept.
 The result goes to benchmarks/results/predict.json.

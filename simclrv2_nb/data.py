@@ -155,7 +155,7 @@ def decode(self:ImageBatches,
     full=True # Not used; fastai passes it
 ):
     "The class name in place of the class index"
-    if len(b) < 2 or self.vocab is None: return b
+    if len(b) < 2 or self.vocab is None or torch.as_tensor(b[1]).numel() != 1: return b      # more than one number: a projection, no class
     return (b[0], Category('?' if b[1] < 0 else str(self.vocab[int(b[1])])), *b[2:])
 
 @patch(as_prop=True)

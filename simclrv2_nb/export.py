@@ -6,7 +6,7 @@
 __all__ = ['Deployed', 'export_program', 'export_onnx', 'iter_predictions', 'predict_files', 'LatencyTable', 'latency_table',
            'model_card']
 
-# %% ../nbs/api/10a_export.ipynb #493f6560
+# %% ../nbs/api/10a_export.ipynb #141a8534
 import contextlib, csv, hashlib, io, itertools, json, logging, math, os, statistics, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 import numpy as np, torch, torch.nn as nn
 from fastcore.basics import patch
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from . import __version__
 from .augment import resample_matrix, eval_crop
 from .data import fashion_mnist_sample
@@ -277,7 +278,17 @@ def _kind(path):
     if start[:1] == b'\x08': return 'onnx'           # protobuf: field 1, the version of the format
     raise ValueError(f'{path} is neither a safetensors nor an ONNX file')
 
-# %% ../nbs/api/10a_export.ipynb #296b48d6
+# %% ../nbs/api/10a_export.ipynb #a3b1c362
+def _fold(model):
+    "Batch norms into the convolutions before them, where one follows the other; changes `model`"
+    for m in [*model.modules()]:
+        chain = [(m, i) for i in range(len(m))] if isinstance(m, nn.Sequential) else []
+        if isinstance(m, ResNet): chain = [(m.stem, len(m.stem)-1), (m.stem_out, 0)]
+        for (a,i),(b,j) in zip(chain, chain[1:]):
+            if isinstance(a[i], nn.Conv2d) and isinstance(b[j], nn.BatchNorm2d): a[i], b[j] = fuse_conv_bn_eval(a[i], b[j]), nn.Identity()
+    return model
+
+# %% ../nbs/api/10a_export.ipynb #1bc19379
 class _Torch:
     "A network of ours, ready to look at batches"
     def __init__(self, model, size=None):
@@ -290,11 +301,11 @@ class _Torch:
         if size is None:
             if getattr(model.encoder, 'config', {}).get('cifar_stem'): raise ValueError('size is not recorded with this model: give the side of the images it was trained on, in pixels')
             size, view = 256, 224         # as the released networks are evaluated
-        self.net = Deployed(model, int(size), view=view).to(memory_format=torch.channels_last)       # the faster one on a CPU
+        self.net = _fold(Deployed(model, int(size), view=view)).to(memory_format=torch.channels_last)       # the faster one on a CPU
         self.size,self.channels,self.vocab,self.classes = int(size),self.net.channels,self.net.vocab,model.supervised.out_features
 
     def __call__(self, x):
-        with torch.no_grad(): return self.net(x).numpy()
+        with torch.inference_mode(): return self.net(x).numpy()
 
 # %% ../nbs/api/10a_export.ipynb #27c10603
 class _ONNX:
@@ -358,10 +369,10 @@ def iter_predictions(
     if min(top, batch, workers) < 1: raise ValueError(f'top, batch and workers must be ≥ 1, got {top}, {batch} and {workers}')
     return _stream(_predictor(model, names, size), _files(sources), top, batch, workers)
 
-# %% ../nbs/api/10a_export.ipynb #51061dcf
+# %% ../nbs/api/10a_export.ipynb #0fdb708d
 def _decoded(files, size, channels, workers, slab=8192):
     "`decode_files` for any number of them: what it keeps grows with theirs"
-    for i in range(0, len(files), slab): yield from decode_files(files[i:i+slab], size, channels, workers=workers)
+    for i in range(0, len(files), slab): yield from decode_files(files[i:i+slab], size, channels, workers=workers, known=None)
 
 # %% ../nbs/api/10a_export.ipynb #d281258a
 def _stream(p, files, top, batch, workers):

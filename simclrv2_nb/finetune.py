@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FineTune', 'finetune_learner']
 
-# %% ../nbs/api/07_finetune.ipynb #7cc3b596
+# %% ../nbs/api/07_finetune.ipynb #ff7a5c42
 import torch.nn as nn
 from copy import deepcopy
 from fastcore.basics import patch
@@ -94,7 +94,7 @@ def after_fit(self:FineTune):
     for p in self._thaw: p.requires_grad_(True)
     self._thaw = []
 
-# %% ../nbs/api/07_finetune.ipynb #95a76de5
+# %% ../nbs/api/07_finetune.ipynb #fbf8f571
 @delegates(Learner.__init__)
 def finetune_learner(
     dls, # fastai `DataLoaders` of labelled images in [0,1]

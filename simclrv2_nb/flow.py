@@ -59,58 +59,58 @@ _paper = dict(pretrain=_knobs(_PAPER,
     head_layers=(3, 'one more than v1: it is what fine-tuning starts from'), out_features=(128, 'd of z'),
     queue=(0, 'rows of earlier embeddings as negatives; the paper adds 65536, worth about a point')))
 
-# %% ../nbs/api/12a_flow.ipynb #018e1d7a
+# %% ../nbs/api/12a_flow.ipynb #c3256f3e
 _paper['finetune'] = _knobs(_PAPER,
-    from_layer=(None, 'of the head; none: 1 with few labels, 0 with many; "choose": by validation'), opt=('lars', ''), lr=(None, 'peak; none: from lr_base, lr_rule and the batch'),
-    lr_base=(0.005, ''), lr_rule=('sqrt', 'lr = lr_base·√batch'), weight_decay=(0., ''), epochs=(60, 'for 1 % of the labels; 30 for more'),
-    steps=(0, 'at least so many'), bs=(1024, ''), min_scale=(0.08, 'crop and flip, nothing else'))
+    from_layer=(None, 'of the head; none: 1 with few labels, 0 with many; "choose": by validation'), opt=('lars', 'as in pretraining'), lr=(None, 'peak; none: from lr_base, lr_rule and the batch'),
+    lr_base=(0.005, 'a twentieth of pretraining'), lr_rule=('sqrt', 'lr = lr_base·√batch'), weight_decay=(0., 'none'), epochs=(60, 'for 1 % of the labels; 30 for more'),
+    steps=(0, 'at least so many'), bs=(1024, 'a quarter of pretraining'), min_scale=(0.08, 'crop and flip, nothing else'))
 _paper['distill'] = _knobs(_PAPER,
     student=('same', "the teacher's encoder, or a name"), temperature=(None, 'of both softmaxes; none: 0.1 for the same size, 1 for a smaller student'),
-    opt=('lars', ''), lr=(None, 'peak; none: from lr_base, lr_rule and the batch'), lr_base=(0.1, ''), lr_rule=('sqrt', 'lr = lr_base·√batch'),
-    weight_decay=(1e-4, ''), epochs=(400, ''), bs=(4096, ''), min_scale=(0.08, 'crop and flip, nothing else'))
+    opt=('lars', 'as in pretraining'), lr=(None, 'peak; none: from lr_base, lr_rule and the batch'), lr_base=(0.1, 'as in pretraining'), lr_rule=('sqrt', 'lr = lr_base·√batch'),
+    weight_decay=(1e-4, 'as in pretraining'), epochs=(400, 'half of pretraining'), bs=(4096, 'as in pretraining'), min_scale=(0.08, 'crop and flip, nothing else'))
 
-# %% ../nbs/api/12a_flow.ipynb #0832512a
+# %% ../nbs/api/12a_flow.ipynb #40c141a0
 _TUNE = 'our benchmarks/tune.py'
 _adam = dict(
-    finetune=_knobs(_TUNE, opt=('adam', 'LARS needs more steps than few labels give'), lr=(1e-3, 'peak of one cycle'), weight_decay=(1e-2, ''),
+    finetune=_knobs(_TUNE, opt=('adam', 'LARS needs more steps than few labels give'), lr=(1e-3, 'peak of one cycle'), weight_decay=(1e-2, "fastai's usual"),
         epochs=(10, 'at least so many'), steps=(120, 'at least so many'), bs=(128, 'small, for more steps')),
-    distill=_knobs(_TUNE, opt=('adam', 'a student from random weights in few steps'), lr=(3e-3, 'peak of one cycle'), weight_decay=(1e-2, ''), bs=(128, 'small, for more steps'),
+    distill=_knobs(_TUNE, opt=('adam', 'a student from random weights in few steps'), lr=(3e-3, 'peak of one cycle'), weight_decay=(1e-2, "fastai's usual"), bs=(128, 'small, for more steps'),
         temperature=(1., 'tried beside 0.1 and 0.5'), min_scale=(0.3, 'milder crops than the paper: a short run')))
 
 # %% ../nbs/api/12a_flow.ipynb #dbc5ade1
 def _short(finetune={}, distill={}): return dict(finetune=_adam['finetune'] | finetune, distill=_adam['distill'] | distill)
 
-# %% ../nbs/api/12a_flow.ipynb #7730faf5
+# %% ../nbs/api/12a_flow.ipynb #34a2b3a0
 _demo_knobs = dict(pretrain=_knobs(_TUNE, encoder=('r18_0.25x_sk0', 'what a laptop trains in minutes'), size=(28, 'as they are'), channels=(1, 'grey'),
         epochs=(12, 'two to three minutes'), bs=(128, 'tried beside 256: more steps'), lr_base=(3/math.sqrt(128), 'peak 3 at batch 128'), warmup=(.1, 'a short run'),
         temperature=(.2, 'tried beside 0.1 and 0.5 on held-out images'), strength=(1.25, 'tried beside 0.5 and 1: grey has no hue to hide behind'), blur=(False, 'the reference: none up to 32 pixels'),
         min_scale=(.2, 'tried beside 0.08 and 0.5: clothes fill their picture')),
     **_short(_knobs(_TUNE, min_scale=(.9, 'clothes fill their picture')),
-             _knobs(_TUNE, student=('r18_0.125x_sk0', 'half the width, a quarter of the parameters'), epochs=(5, ''), min_scale=(.8, 'clothes fill their picture'))))
+             _knobs(_TUNE, student=('r18_0.125x_sk0', 'half the width, a quarter of the parameters'), epochs=(5, 'a minute'), min_scale=(.8, 'clothes fill their picture'))))
 recipes = {
     'fashion-mnist-sample': _but(_paper, 'Run here, three seeds, 10 labels a class: 74.9 ± 0.5 % fine-tuned from layer 1, 76.2 ± 1.7 % in a student of half the width (benchmarks/label_curve.py).', **_demo_knobs),
     'fashion-mnist': _but(_paper, "The sample's recipe on six times the images; not run here.", **_demo_knobs)}
 
-# %% ../nbs/api/12a_flow.ipynb #9c360fb2
+# %% ../nbs/api/12a_flow.ipynb #1b62c912
 _r18 = dict(encoder=('r18_1x_sk0', 'ResNet-18, 3×3 stem up to 32 pixels'))
 recipes['cifar10'] = _but(_paper, 'Not run here. The authors report about 91 % for a linear classifier (README), others 91.9 % with SGD and another head (github.com/dkobak/simclr-cifar10).',
-    pretrain=_knobs(f'{_SIMCLR}, README', **_r18, size=(32, 'as they are'), bs=(512, 'one GPU'), epochs=(1000, ''), lr_base=(1., ''), lr_rule=('linear', 'lr = lr_base·batch/256'),
-        temperature=(.5, ''), strength=(.5, ''), blur=(False, '')) | _knobs(f'{_SIMCLR}, default of its code', warmup=(.01, '10 of 1000 epochs')),
-    **_short(distill=_knobs(_PAPER, epochs=(400, ''), min_scale=(.08, ''))))
+    pretrain=_knobs(f'{_SIMCLR}, README', **_r18, size=(32, 'as they are'), bs=(512, 'one GPU'), epochs=(1000, 'small images are cheap'), lr_base=(1., 'for LARS'), lr_rule=('linear', 'lr = lr_base·batch/256'),
+        temperature=(.5, 'best with small batches there'), strength=(.5, 'half of ImageNet'), blur=(False, 'none up to 32 pixels')) | _knobs(f'{_SIMCLR}, default of its code', warmup=(.01, '10 of 1000 epochs')),
+    **_short(distill=_knobs(_PAPER, epochs=(400, 'as on ImageNet'), min_scale=(.08, 'as in pretraining'))))
 recipes['cifar100'] = {**recipes['cifar10'], 'about': "CIFAR-10's; not run here. Others report 65.8 % (github.com/vturrisi/solo-learn, with settings of its own)."}
 recipes['stl10'] = _but(_paper, 'Not run here. Another program with this encoder, length and batch reports 81.3 % for a linear classifier on 500 labels a class (github.com/phlippe/uvadlc_notebooks, tutorial 17).',
-    pretrain=_knobs('github.com/phlippe/uvadlc_notebooks, tutorial 17', **_r18, size=(96, 'as they are'), bs=(256, 'one GPU'), epochs=(500, '')) |
+    pretrain=_knobs('github.com/phlippe/uvadlc_notebooks, tutorial 17', **_r18, size=(96, 'as they are'), bs=(256, 'one GPU'), epochs=(500, 'as in that tutorial')) |
         _knobs(f'{_SIMCLR}, issue 166', temperature=(.2, "the authors' for small batches"), lr_base=(.075, "the authors' for small batches")),
-    **_short(distill=_knobs(_PAPER, epochs=(100, 'a quarter of the paper'), min_scale=(.08, ''))))
+    **_short(distill=_knobs(_PAPER, epochs=(100, 'a quarter of the paper'), min_scale=(.08, 'as in pretraining'))))
 
-# %% ../nbs/api/12a_flow.ipynb #0c24504c
+# %% ../nbs/api/12a_flow.ipynb #26fa73e8
 recipes['imagenette'] = _but(_paper, 'Not run here. Another program with this encoder, size and batch reports kNN 84.1 % after 200 epochs and 88.9 % after 800 (github.com/lightly-ai/lightly, issue 1051 and benchmarks).',
-    pretrain=_knobs('github.com/lightly-ai/lightly, benchmarks', **_r18, size=(128, ''), bs=(256, 'one GPU'), epochs=(200, '')) |
+    pretrain=_knobs('github.com/lightly-ai/lightly, benchmarks', **_r18, size=(128, 'as in that benchmark'), bs=(256, 'one GPU'), epochs=(200, 'the shorter of its two runs')) |
         _knobs(f'{_SIMCLR}, issue 166', temperature=(.2, "the authors' for small batches"), lr_base=(.075, "the authors' for small batches")),
-    **_short(distill=_knobs(_PAPER, epochs=(100, 'a quarter of the paper'), min_scale=(.08, ''))))
+    **_short(distill=_knobs(_PAPER, epochs=(100, 'a quarter of the paper'), min_scale=(.08, 'as in pretraining'))))
 recipes['imagenet'] = {'about': 'Not run here. The authors report 71.7 % for a linear classifier, 57.9 % and 68.4 % fine-tuned on 1 % and 10 % of the labels (README).', **_paper}
 
-# %% ../nbs/api/12a_flow.ipynb #9f42c46a
+# %% ../nbs/api/12a_flow.ipynb #e7265adf
 def own_recipe(
     n:int, # Images
     px:int, # Their shorter side in pixels, the median
@@ -121,14 +121,14 @@ def own_recipe(
     bs = 2**int(math.log2(max(8, min(512 if gpu else 128, n//4))))
     epochs = min(400, max(12 if not gpu else 100, round(200_000/n)))
     enc = ('r18_1x_sk0' if n < 100_000 else 'r50_1x_sk0') if gpu else 'r18_0.25x_sk0'
-    student = enc if not gpu else 'r18_0.5x_sk0'
+    student = 'r18_0.5x_sk0' if gpu else 'same'
     own, issue = 'ours: a choice, not tuned', f'{_SIMCLR}, issue 166'
     pre = _knobs(own, encoder=(enc, 'on a GPU' if gpu else 'what a laptop without a GPU trains in minutes'), size=(size, f'images of about {px} pixels, {"a GPU" if gpu else "no GPU"}'),
                  epochs=(epochs, f'about 200 000 images in all; at least {100 if gpu else 12} epochs, at most 400'), bs=(bs, f'at least four steps an epoch of {n} images'),
                  warmup=(.1, 'a short run'), strength=(.5 if size <= 32 else .8, 'a short run: views that are a little easier'), blur=(size > 32, 'the reference: none up to 32 pixels'),
                  min_scale=(.2, 'small images: a crop of 8 % would show next to nothing'))
     pre |= _knobs(issue, temperature=(.2, "the authors' for small batches"), lr_base=(.2, "the authors' for small batches and images"))
-    dis = _knobs(own, student=(student, 'the same size' if student == enc else 'small'), epochs=(max(5, epochs//3), 'one view instead of two, and a teacher that knows'))
+    dis = _knobs(own, student=(student, 'the same size' if student == 'same' else 'small'), epochs=(max(5, epochs//3), 'one view instead of two, and a teacher that knows'))
     return _but(_paper, 'Computed for these images; not tuned for them.', pretrain=pre, **_short(_knobs(own, min_scale=(.5, 'few labels: milder crops')), dis))
 
 # %% ../nbs/api/12a_flow.ipynb #66b145f4
@@ -257,21 +257,35 @@ def _readme(self:Run):
     return ('# A run of SimCLRv2\n\n' + _markdown(['file','what it is'], there) + f"\nSteps so far: {', '.join(steps)}. Made with simclrv2_nb {simclrv2_nb.__version__}; "
             'an interrupted step goes on when the same command is started again.\n')
 
-# %% ../nbs/api/12a_flow.ipynb #a07c7a24
+# %% ../nbs/api/12a_flow.ipynb #4bd3bf02
 @contextmanager
-def _at_work(run, later=False):
-    "The folder for this process alone; what goes wrong goes into the log as well. A `later` step needs a pretraining"
-    if later and 'pretrain' not in run.config: raise ValueError(f'{run.folder} holds no pretraining: run `simclrv2 pretrain SOURCE --run {run.folder}` (flow.pretrain) first')
+def _at_work(run, step):
+    "The folder for this process alone; what goes wrong goes into the log as well, and a mistake is not remembered as a setting"
+    if step != 'pretrain' and 'pretrain' not in run.config: raise ValueError(f'{run.folder} holds no pretraining: run `simclrv2 pretrain SOURCE --run {run.folder}` (flow.pretrain) first')
     if not run.main: yield; return
     _check_folder(run.folder)
     try: resume_._lock(run.folder)
     except RuntimeError as e: raise ValueError(f'{e}') from None
     run.logging = True
-    try: yield
+    try:
+        with _told(run): yield
     except BaseException as e:
         with open(run.folder/'log.txt', 'a', encoding='utf-8') as f: f.write(f'{datetime.now():%Y-%m-%d %H:%M:%S}  stopped: {type(e).__name__}: {e}\n')
+        if isinstance(e, (ValueError, TypeError)) and step in run.config and not _begun(run, step): run.write('config.json', {k: v for k,v in run.config.items() if k != step})
         raise
     finally: run.logging = False; resume_._unlock(run.folder)
+
+# %% ../nbs/api/12a_flow.ipynb #fe30c58c
+@contextmanager
+def _told(run):
+    "Warnings meant for people are said in a line, and go into the log, too"
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+        def say(message, category, *args, **kwargs):
+            if issubclass(category, UserWarning): run.say(f'warning: {message}')
+            else: show(message, category, *args, **kwargs)
+        warnings.showwarning = say
+        yield
 
 # %% ../nbs/api/12a_flow.ipynb #089a58e1
 def _check_folder(folder):
@@ -298,10 +312,11 @@ def _settle(run, step, given, base, resume):
                          '(--no-resume; what is there is moved aside, not deleted)')
     return AttrDict({**base, **there, **given})
 
-# %% ../nbs/api/12a_flow.ipynb #7d2864c4
+# %% ../nbs/api/12a_flow.ipynb #060bb1f2
 def _begun(run, step):
     "Is there something of this step that would be lost?"
-    return any((run.folder/step).glob('**/*.*'))
+    f = run.folder/step
+    return any((f/o).exists() for o in ('model.safetensors','history.csv','scores.json')) or any(f.glob('checkpoints/*'))
 
 # %% ../nbs/api/12a_flow.ipynb #b1ae7e1e
 def _done(run, step): return (run.folder/step/('model.safetensors' if step in STEPS[:3] else 'scores.json')).exists()
@@ -359,7 +374,7 @@ def _named(name, size, load):
     except (OSError, RuntimeError) as e: raise FileNotFoundError(f'{name} could not be fetched ({e}): fetch it where there is a network, and give the folder of its images') from e
     return SimpleNamespace(x=train.x, y=train.y, vocab=train.vocab, files=None, report=train.report, test=(test.x, test.y))
 
-# %% ../nbs/api/12a_flow.ipynb #74208154
+# %% ../nbs/api/12a_flow.ipynb #d50a2628
 def open_source(
     source, # A folder, a CSV or DataFrame, a list of files, the name of a data set, uint8 images N×C×H×W, (images, labels), or what `load_images` gave
     size:int, # Side of the square images in pixels
@@ -379,22 +394,21 @@ def open_source(
         from simclrv2_nb.images import imagenet_subset
         labels = imagenet_subset(int(labels[9:-1]))
     if hasattr(source, 'x'): im = source
-    elif str(source) in source_names and not Path(str(source)).exists(): return _named(str(source), size, load)
+    elif isinstance(source, (str, Path)) and str(source) in source_names and not Path(source).exists(): return _named(str(source), size, load)
     else: im = load(source, labels=labels, vocab=vocab)
     return SimpleNamespace(x=im.x, y=im.y, vocab=im.vocab, files=getattr(im, 'files', None), report=getattr(im, 'report', None), test=None)
 
-# %% ../nbs/api/12a_flow.ipynb #c0796e04
+# %% ../nbs/api/12a_flow.ipynb #66dfd059
 def _peek(source):
     "How many images there are, and the median of their shorter side in pixels, without reading them"
+    from PIL import Image
+    from simclrv2_nb.images import list_images, _read_table, _is_list, _is_table, _parts
     if isinstance(source, tuple): source = source[0]
     x = source if isinstance(source, Tensor) else getattr(source, 'x', None)
-    if x is not None: return len(x), min(x.shape[2:])
-    if hasattr(source, 'targets') or hasattr(source, 'labels'): return len(source), min(source.data.shape[2:]) if hasattr(source, 'data') else 256     # torchvision
-    from PIL import Image
-    if str(source).endswith(('.csv','.tsv')) or hasattr(source, 'columns'):
-        import pandas as pd
-        return len(source if hasattr(source, 'columns') else pd.read_csv(source, sep=None, engine='python')), 256
-    from simclrv2_nb.images import list_images
+    if x is None and not isinstance(source, (str, Path)) and not _is_table(source) and not _is_list(source): x = _parts(source)[0]      # torchvision
+    if isinstance(x, Tensor): return len(x), min(x.shape[2:])
+    if x is not None: source = x
+    if _is_table(source): return len(source if hasattr(source, 'columns') else _read_table(source)), 256
     files, sides = list_images(source), []
     for f in files[::max(1, len(files)//64)]:
         try: sides.append(min(Image.open(f).size))
@@ -409,10 +423,10 @@ def _checksum(x, y=None):
     if y is not None: sha.update(y.contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 
-# %% ../nbs/api/12a_flow.ipynb #46087e3c
+# %% ../nbs/api/12a_flow.ipynb #fa680420
 def _where(o, name):
     "A place where labels are, as config.json can hold it; a path does not depend on the current folder"
-    if o is None or isinstance(o, tuple): return o
+    if o is None or isinstance(o, tuple) or isinstance(o, str) and o == 'folder': return o
     if not isinstance(o, (str, Path)): raise TypeError(f"{name} must be a path or a word, so that config.json can hold it, got {type(o).__name__}: write it to a CSV file")
     return str(Path(o).expanduser().resolve()) if Path(o).expanduser().exists() else str(o)
 
@@ -429,7 +443,7 @@ _more = dict(
     distill=dict(seed=0, precision='auto', compile=False, log=None, checkpoint_every=None),
     evaluate=dict(seed=0, k=20, test=None), export=dict(which=None, formats='all'))
 
-# %% ../nbs/api/12a_flow.ipynb #47f7ae8f
+# %% ../nbs/api/12a_flow.ipynb #21417568
 def _knobs_of(run, step, given, recipe, resume, config):
     "All knobs of a step: given ones before those of `config`, of the run, of the recipe"
     base = {k: v.value for k,v in recipe[step].items()} if step in recipe else {}
@@ -438,7 +452,20 @@ def _knobs_of(run, step, given, recipe, resume, config):
         old = _read_config(config).get(step)
         if old is None: raise ValueError(f'{config} has no settings for {step}')
         given = {**{k: v for k,v in old.items() if k in base or k in ('source','images','checksum')}, **given}
-    return _settle(run, step, given, dict.fromkeys(('source','images','checksum')) | base if step == 'pretrain' else base, resume)
+    k = _settle(run, step, given, dict.fromkeys(('source','images','checksum')) | base if step == 'pretrain' else base, resume)
+    _check_ranges(k)
+    return k
+
+_RANGES = {'≥ 1': (lambda v: v >= 1, 'epochs bs size channels head_layers out_features per_class k micro_batch checkpoint_every'), '≥ 0': (lambda v: v >= 0, 'steps queue weight_decay warmup'),
+           '> 0': (lambda v: v > 0, 'lr lr_base temperature'), 'in (0,1]': (lambda v: 0 < v <= 1, 'min_scale fraction'), 'in (0,1)': (lambda v: 0 < v < 1, 'test_share valid_share queue_decay'),
+           'in [0,1]': (lambda v: 0 <= v <= 1, 'max_bad'), 'in [0,1.25]': (lambda v: 0 <= v <= 1.25, 'strength'), 'true or false': (lambda v: isinstance(v, bool), 'blur compile health')}
+
+def _check_ranges(k):
+    "What no step could work with is refused before anything is read or written"
+    for words,(ok,names) in _RANGES.items():
+        for name in names.split():
+            v = k.get(name)
+            if v is not None and not (ok(v) if isinstance(v, (int,float)) else False): raise ValueError(f'{name} must be {words}, got {v!r}')
 
 # %% ../nbs/api/12a_flow.ipynb #72731ecf
 def _read_config(config):
@@ -451,22 +478,23 @@ def _read_config(config):
 # %% ../nbs/api/12a_flow.ipynb #b243aa61
 def _peak(k): return k.lr if k.lr is not None else scale_lr(k.lr_base, k.bs, k.lr_rule)
 
-# %% ../nbs/api/12a_flow.ipynb #369be2fd
+# %% ../nbs/api/12a_flow.ipynb #eb7d27dd
 def _fits(k, n):
     "Check the knobs against each other and against `n` images, before anything is trained"
     w = max(1, num_distrib())
-    if k.epochs < 1: raise ValueError(f'epochs must be ≥ 1, got {k.epochs}')
     if k.bs > n: raise ValueError(f'bs={k.bs}, but there are {n} images: use bs={2**int(math.log2(n))} or less')
     if k.bs < 2*w or k.bs % w: raise ValueError(f'bs={k.bs} must be a multiple of the number of processes, {w}, and at least twice as much')
     if k.get('micro_batch') and k.micro_batch >= k.bs: raise ValueError(f'micro_batch={k.micro_batch} must be smaller than bs={k.bs}: leave it out to hold the whole batch')
+    if k.get('micro_batch') and k.micro_batch < 2*w: raise ValueError(f'micro_batch={k.micro_batch} must be at least twice the number of processes, {w}')
     _check_log(k.log)
     _check_encoder(k.encoder, k.size, k.channels)
     if k.precision not in ('auto','float32'): raise ValueError(f"precision must be 'auto' or 'float32', got {k.precision!r}")
     return k.bs//w
 
-# %% ../nbs/api/12a_flow.ipynb #748c05eb
+# %% ../nbs/api/12a_flow.ipynb #76de3093
 def _check_encoder(name, size, channels):
     if not isinstance(name, str): raise TypeError(f"the encoder must be a name such as 'r18_0.25x_sk0', so that config.json can hold it, got {type(name).__name__}: for your own use `pretrain_learner`")
+    if '/' in name: raise ValueError(f"a run folder holds our encoders only, such as 'r18_0.25x_sk0', got {name!r}: with those of timm and torchvision use `pretrain_learner`, `finetune_learner` and `distill_learner`")
     with torch.device('meta'): encoder_by_name(name, in_channels=channels, cifar_stem=size <= 32)
 
 # %% ../nbs/api/12a_flow.ipynb #8f167e9a
@@ -508,8 +536,8 @@ class _Report(Callback):
         last = ', '.join(f'{k} {o:.4g}' for k,o in zip(names, rec.values[-1]) if isinstance(o, (int,float)) and o == o)
         self.to.say(f'epoch {self.epoch+1} of {self.n_epoch}: {last}')
 
-# %% ../nbs/api/12a_flow.ipynb #99bbdc3b
-def _duration(s): return f'{s:.0f} seconds' if s < 100 else f'{s/60:.0f} minutes' if s < 6000 else f'{s/3600:.1f} hours'
+# %% ../nbs/api/12a_flow.ipynb #a8097f21
+def _duration(s): return f'{s:.1f} seconds' if s < 9.95 else f'{s:.0f} seconds' if s < 100 else f'{s/60:.0f} minutes' if s < 6000 else f'{s/3600:.1f} hours'
 
 # %% ../nbs/api/12a_flow.ipynb #0ce7df27
 def _across(learn):
@@ -518,28 +546,21 @@ def _across(learn):
     from simclrv2_nb.distributed import across_processes
     return across_processes(learn)
 
-# %% ../nbs/api/12a_flow.ipynb #f7233c64
+# %% ../nbs/api/12a_flow.ipynb #5105fc6f
 def _train(run, step, k, learn, bars, fit):
     "Fit with checkpoints in the run folder, so that a run that was killed goes on"
     every = k.checkpoint_every or (500 if len(learn.dls.train) > 1000 else None)
     cbs = [_Report(run, step, not bars), Checkpoints(run.folder/step/'checkpoints', every=every), *_logger(k, run.folder/step)]
     if k.compile: learn.model.compile()
+    part = any((run.folder/step/'checkpoints').glob('*'))
     start = time.perf_counter()
     with ExitStack() as s, warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='Your generator is empty')
-        warnings.showwarning = _told(run, warnings.showwarning)
         s.enter_context(_across(learn))
         if not bars: s.enter_context(learn.no_bar()); s.enter_context(learn.no_logging())
         fit(learn, cbs)
-    return time.perf_counter()-start
-
-# %% ../nbs/api/12a_flow.ipynb #a1ee0d1b
-def _told(run, show):
-    "Warnings meant for people go into the log, too"
-    def f(message, category, *args, **kwargs):
-        if issubclass(category, UserWarning): run.say(f'warning: {message}')
-        else: show(message, category, *args, **kwargs)
-    return f
+    seconds = time.perf_counter()-start
+    return seconds, {'minutes since it went on' if part else 'minutes': round(seconds/60, 2)}
 
 # %% ../nbs/api/12a_flow.ipynb #7eaf9855
 def _finish(run, step):
@@ -578,7 +599,7 @@ def _watch(k, im):
         probe = (im.x[a], im.y[a], im.x[b], im.y[b])
     return cbs + [Health(probe_data=probe)]
 
-# %% ../nbs/api/12a_flow.ipynb #e55a7a6c
+# %% ../nbs/api/12a_flow.ipynb #3e902c1d
 def pretrain(
     images=None, # Where the images are, see `open_source`; None: where config or the run says
     run='run', # The run folder; made if missing
@@ -597,14 +618,14 @@ def pretrain(
     if 'labels' in knobs: knobs['labels'] = _where(knobs['labels'], 'labels')
     images, k = _pretrain_knobs(run, images, recipe, config, resume, knobs)
     im = open_source(images, k.size, k.channels, k.method, k.labels, k.max_bad, cache=cache, workers=workers)
-    _same_images(run, k, im, resume)
+    _same_images(run, k, im, config is not None or _begun(run, 'pretrain'))
     bs = _fits(k, len(im.x))
     if dry_run: return _dry_run(run, k, im, bs)
-    with _at_work(run):
+    with _at_work(run, 'pretrain'):
         if resume and _done(run, 'pretrain'): run.say(f'{run.folder}: pretraining is finished, nothing is trained'); return weights.load(run.folder/'pretrain'/'model.safetensors')
         return _pretrain(run, k, im, bs, bars, resume)
 
-# %% ../nbs/api/12a_flow.ipynb #436a51ae
+# %% ../nbs/api/12a_flow.ipynb #53e06b48
 def _pretrain_knobs(run, images, recipe, config, resume, given):
     "Where the images are, and all knobs"
     there = (_read_config(config) if config is not None else run.config if resume else {}).get('pretrain', {})
@@ -615,6 +636,8 @@ def _pretrain_knobs(run, images, recipe, config, resume, given):
     r = own_recipe(*_peek(images), torch.device(default_device()).type == 'cuda') if recipe is None else _recipe(recipe)
     if recipe is not None: given = {'recipe': recipe, **given}
     src = _source_text(images)
+    if isinstance(src, str) and Path(src).is_dir() and run.folder.resolve().is_relative_to(src):
+        raise ValueError(f'the run folder {run.folder} would lie in the folder of images, {src}, and its pictures would count as images: give a run folder elsewhere')
     if src is not None: given = {'source': src, **given}
     k = _knobs_of(run, 'pretrain', given, r, resume, config)
     if isinstance(images, (Tensor, tuple)) or hasattr(images, 'x'):
@@ -623,29 +646,29 @@ def _pretrain_knobs(run, images, recipe, config, resume, given):
         k.size, k.channels = x.shape[-1], x.shape[1]
     return images, k
 
-# %% ../nbs/api/12a_flow.ipynb #88f7c747
-def _same_images(run, k, im, resume):
-    "Note the images, or refuse others than those the run was started with"
+# %% ../nbs/api/12a_flow.ipynb #e0ae5ee6
+def _same_images(run, k, im, fixed=True):
+    "Note the images; where they are `fixed`, refuse others than those that the settings were made with"
     now, old = dict(images=len(im.x), checksum=_checksum(im.x)), {n: k.get(n) for n in ('images','checksum')}
-    if any(old.values()) and old != now:
+    if fixed and any(old.values()) and old != now:
         raise ValueError(f"the images are not those that the settings were made with: {old['images']} then, {now['images']} now" + (', with other pixels' if old['images'] == now['images'] else '') +
                          ': put them back, or give another run folder')
     k.update(now)
 
-# %% ../nbs/api/12a_flow.ipynb #b2d9c6f0
+# %% ../nbs/api/12a_flow.ipynb #7f7b0de3
 def _pretrain(run, k, im, bs, bars, resume):
     "Train, and write what came out"
+    set_seed(k.seed)
+    learn = _pretrain_learner(k, im, bs)
     run.begin('pretrain', k, resume)
     run.say(f"pretraining in {run.folder}: {_data_words(im)}; {k.epochs} epochs of {len(im.x)//k.bs} steps; {machine()}")
     if im.report is not None: run.write('pretrain/data.txt', f'{im.report}\n')
-    set_seed(k.seed)
-    learn = _pretrain_learner(k, im, bs)
-    seconds = _train(run, 'pretrain', k, learn, bars, lambda l, cbs: l.fit_warmup_cosine(k.epochs, warmup=k.warmup, cbs=cbs))
+    seconds, minutes = _train(run, 'pretrain', k, learn, bars, lambda l, cbs: l.fit_warmup_cosine(k.epochs, warmup=k.warmup, cbs=cbs))
     model = _bare(learn.model)
     if not run.main: return model
     _pretrain_pictures(run, learn, im, k)
     top1 = _last(learn, 'contrastive_accuracy')
-    run.keep('pretrain', dict(images=len(im.x), epochs=k.epochs, **{'contrastive top-1': top1}, minutes=round(seconds/60, 2)))
+    run.keep('pretrain', dict(images=len(im.x), epochs=k.epochs, **{'contrastive top-1': top1}, **minutes))
     if k.queue: _save(learn.negative_queue.ema_model, run.folder/'pretrain'/'ema.safetensors', size=k.size)
     _save(model, run.folder/'pretrain'/'model.safetensors', size=k.size)     # last: it says that the step is finished
     _finish(run, 'pretrain')
@@ -762,7 +785,7 @@ def _few(y, n, seed):
         if (keep >= 0).any(): res.append(label_subset(keep, m, seed=seed))
     return torch.cat(res).sort()[0]
 
-# %% ../nbs/api/12a_flow.ipynb #2201c211
+# %% ../nbs/api/12a_flow.ipynb #29ba6734
 def _split(y, k, apart):
     "Indices of the labelled images for training and for testing; with a test set `apart` all are for training"
     has = (y >= 0).nonzero()[:,0]
@@ -774,11 +797,12 @@ def _split(y, k, apart):
     elif k.fraction is not None: train = label_subset(y, fraction=k.fraction, seed=k.seed)
     elif apart: return has, has[:0]
     else:                                  # a share of each class that has two or more
+        if counts.max() < 2: return has, has[:0]
         test = label_subset(torch.where(counts[y.clamp(min=0)] > 1, y, -1), fraction=k.test_share, seed=k.seed)
         return has[~torch.isin(has, test)], test
     return train, has[:0] if apart else has[~torch.isin(has, train)]
 
-# %% ../nbs/api/12a_flow.ipynb #40d1be0f
+# %% ../nbs/api/12a_flow.ipynb #b846a763
 def _labelled(run, images, k, cache=None, workers=None):
     "The labelled images: train and test as (x, y), the names of the classes, and where each comes from"
     p = AttrDict(run.config['pretrain'])
@@ -790,7 +814,7 @@ def _labelled(run, images, k, cache=None, workers=None):
     if im.y is None: raise ValueError("no labels: say where they are with labels='folder' (--labels folder: the name of the folder a picture is in), a CSV, or a folder of labelled pictures")
     if len(im.x) == p.images and _checksum(im.x) != p.checksum: raise ValueError(f'the images are not those of the pretraining in {run.folder}: put them back')
     test = im.test if k.test is None else (lambda t: (t.x, t.y))(open_(k.test, None if isinstance(k.test, tuple) else 'folder', im.vocab))
-    if test is not None and test[1] is None: raise ValueError('test has no labels: give a folder whose subfolders are the classes')
+    if test is not None and (test[1] is None or not (test[1] >= 0).any()): raise ValueError('test has no labels: give a folder whose subfolders are the classes')
     train, rest = _split(im.y, k, test is not None)
     return _without_duplicates(im, train, rest, test)
 
@@ -836,20 +860,23 @@ def _tune(model, k, layer, train, vocab, size, valid=None, bars=False):
         _fit_opt(learn, k, _epochs(k, dls))
     return learn.model.eval(), float(learn.recorder.values[-1][-1]) if valid is not None else None
 
-# %% ../nbs/api/12a_flow.ipynb #8d502c23
+# %% ../nbs/api/12a_flow.ipynb #e841a8c5
 def _choose_layer(run, model, k, train, vocab, size, bars):
     "The layer to fine-tune from, in the order: given, chosen on a validation part of the training labels, the paper's rule"
     x, y = train
     a_class = len(y)/len(y.unique())
-    if k.from_layer not in ('choose', None): return int(k.from_layer), 'given'
+    L = model.head.num_layers
+    if k.from_layer not in ('choose', None, *range(L+1)): raise ValueError(f"from_layer must be 0 … {L} (the head has {L} layers), or 'choose', got {k.from_layer!r}")
+    if k.from_layer not in ('choose', None): return k.from_layer, 'given'
     if k.from_layer is None: return int(a_class < _FEW), f"the paper's rule: {a_class:.0f} labels a class are {'few' if a_class < _FEW else 'many'}"
     counts = torch.bincount(y)
     if counts[counts > 0].min() < 2: raise ValueError("from_layer='choose' needs two labels a class at least: leave it out, or give more labels")
     v = label_subset(y, fraction=k.valid_share, seed=k.seed)
     t = torch.ones(len(y), dtype=torch.bool); t[v] = False
-    acc = [_tune(model, k, l, (x[t], y[t]), vocab, size, (x[v], y[v]), bars)[1] for l in (0, 1)]
-    run.say(f'validation accuracy on {len(v)} of the {len(y)} labels: layer 0 {acc[0]:.1%}, layer 1 {acc[1]:.1%}')
-    return int(acc[1] >= acc[0]), f'chosen on {len(v)} of the labels: layer 0 {acc[0]:.1%}, layer 1 {acc[1]:.1%}'
+    acc = [_tune(model, k, l, (x[t], y[t]), vocab, size, (x[v], y[v]), bars)[1] for l in range(L+1)]
+    words = ', '.join(f'layer {l} {a:.1%}' for l,a in enumerate(acc))
+    run.say(f'validation accuracy on {len(v)} of the {len(y)} labels: {words}')
+    return max(range(L+1), key=lambda l: (acc[l], -abs(l-1))), f'chosen on {len(v)} of the labels: {words}'      # among equals the one next to the paper's
 
 # %% ../nbs/api/12a_flow.ipynb #5465e09d
 def _steps_recipe(run):
@@ -857,7 +884,7 @@ def _steps_recipe(run):
     p = run.config['pretrain']
     return _recipe(p['recipe']) if p.get('recipe') else own_recipe(p['images'], p['size'], torch.device(default_device()).type == 'cuda')
 
-# %% ../nbs/api/12a_flow.ipynb #188be288
+# %% ../nbs/api/12a_flow.ipynb #66d67145
 def finetune(
     run='run', # A run folder with a pretraining
     labels=None, # Where the labels are: 'folder', a CSV, a folder of labelled pictures, see `load_images`; None: those that came with the images
@@ -874,7 +901,7 @@ def finetune(
     run = _alone(Run(run, say), 'finetune')
     given = knobs | ({} if labels is None else {'labels': _where(labels, 'labels')})
     if 'test' in given: given['test'] = _where(given['test'], 'test')
-    with _at_work(run, later=True):
+    with _at_work(run, 'finetune'):
         k = _knobs_of(run, 'finetune', given, _steps_recipe(run), resume, config)
         model = _made(run, 'pretrain')
         l = _labelled(run, images, k, cache, workers)
@@ -893,14 +920,14 @@ def _made(run, step):
     if not path.exists(): raise FileNotFoundError(f'{run.folder} holds no finished {step}: run `simclrv2 {step} --run {run.folder}` (flow.{step}) first')
     return weights.load(path)
 
-# %% ../nbs/api/12a_flow.ipynb #22b3bb50
+# %% ../nbs/api/12a_flow.ipynb #c7a8db51
 def _finetune(run, k, model, l, bars, resume):
     "Fine-tune, and write what came out"
     run.begin('finetune', _jsonable(k), resume)
     size, (x, y) = run.config['pretrain']['size'], l.train
-    _write_labels(run, l)
     start = time.perf_counter()
     layer, why = _choose_layer(run, model, k, l.train, l.vocab, size, bars)
+    _write_labels(run, l)
     run.say(f'fine-tuning from layer {layer} of the head ({why}) on {len(y):,} labels of {len(y.unique())} classes; {len(l.test[1]):,} images are kept for testing')
     if l.n_twice: run.say(f'{l.n_twice} test images are also among the training images and are left out of the test')
     clf, _ = _tune(model, k, layer, l.train, l.vocab, size, bars=bars)
@@ -925,7 +952,7 @@ def _write_labels(run, l):
     n, m = (torch.bincount(s[1], minlength=len(l.vocab)).tolist() for s in (l.train, l.test))
     run.write('finetune/labels.txt', _markdown(['class','train','test'], zip(l.vocab, n, m)) + f'\n{sum(n)} labels to train on, {sum(m)} to test with\n')
 
-# %% ../nbs/api/12a_flow.ipynb #e66ee15a
+# %% ../nbs/api/12a_flow.ipynb #7308d3eb
 def distill(
     run='run', # A run folder with a fine-tuned teacher
     student=None, # A name such as 'r18_0.125x_sk0', or 'same' as the teacher; None: the recipe's
@@ -940,13 +967,13 @@ def distill(
 ): # The student, a `Classifier`
     "Stage three: a student learns the teacher's answers on all images"
     run = Run(run, say)
-    with _at_work(run, later=True):
+    with _at_work(run, 'distill'):
         k = _knobs_of(run, 'distill', knobs | ({} if student is None else {'student': student}), _steps_recipe(run), resume, config)
         teacher, p = _made(run, 'finetune'), AttrDict(run.config['pretrain'])
         images = p.get('source') if images is None else images
         if images is None: raise ValueError('the run was pretrained on images in memory: pass them again as images=…')
         im = open_source(images, p.size, p.channels, p.method, p.labels, p.max_bad, cache=cache, workers=workers)
-        _same_images(run, AttrDict(p), im, True)
+        _same_images(run, AttrDict(p), im)
         if resume and _done(run, 'distill'): run.say(f'{run.folder}: distillation is finished, nothing is trained'); return _made(run, 'distill')
         return _distill(run, k, p, teacher, im, bars, resume)
 
@@ -958,7 +985,7 @@ def _student(k, p, teacher):
     smaller = sum(o.numel() for o in enc.parameters()) < sum(o.numel() for o in teacher.encoder.parameters())
     return name, enc, k.temperature if k.temperature is not None else (1. if smaller else .1)
 
-# %% ../nbs/api/12a_flow.ipynb #6911fb1f
+# %% ../nbs/api/12a_flow.ipynb #4ddd53bf
 def _distill(run, k, p, teacher, im, bars, resume):
     "Distil, and write what came out"
     run_k, k = k, AttrDict({**k, 'bs': min(k.bs, 2**int(math.log2(len(im.x))))})
@@ -968,10 +995,10 @@ def _distill(run, k, p, teacher, im, bars, resume):
     name, enc, t = _student(k, p, teacher)
     run.say(f'distilling into {name} with temperature {t:g}: {k.epochs} epochs on {len(im.x):,} images')
     learn = distill_learner(image_dls(im.x, bs=bs), teacher, enc, temperature=t, augment=FineTuneAugment(p.size, k.min_scale), lr=_peak(k), metrics=None, precision=_precision(k), **_opt(k))
-    seconds = _train(run, 'distill', k, learn, bars, lambda l, cbs: _fit_opt(l, AttrDict({**k, 'warmup': p.warmup}), k.epochs, cbs))
+    seconds, minutes = _train(run, 'distill', k, learn, bars, lambda l, cbs: _fit_opt(l, AttrDict({**k, 'warmup': p.warmup}), k.epochs, cbs))
     model = _bare(learn.model).eval()
     if not run.main: return model
-    run.keep('distill', dict(student=name, temperature=t, epochs=k.epochs, minutes=round(seconds/60, 2)))
+    run.keep('distill', dict(student=name, temperature=t, epochs=k.epochs, **minutes))
     _save(model, run.folder/'distill'/'model.safetensors', _vocab(run), p.size)
     _finish(run, 'distill')
     run.say(f'distilled ({_duration(seconds)})')
@@ -980,13 +1007,12 @@ def _distill(run, k, p, teacher, im, bars, resume):
 # %% ../nbs/api/12a_flow.ipynb #942837d6
 def _vocab(run): return weights.info(run.folder/'finetune'/'model.safetensors')['vocab']
 
-# %% ../nbs/api/12a_flow.ipynb #81023917
+# %% ../nbs/api/12a_flow.ipynb #f9eea154
 def evaluate(
     run='run', # A run folder with a fine-tuned teacher; with a student, if there is one
     test=None, # Other labelled images to test on: a folder whose subfolders are the classes, or (images, labels); None: those of `finetune`
     images=None, # The pretraining images again, if they were given in memory
     config=None, # The config.json of another run
-    resume:bool=True, # False: score again
     cache=None, # Folder for decoded images
     workers:int=None, # Processes that decode
     say=print, # Where messages go
@@ -994,7 +1020,7 @@ def evaluate(
 )->list: # A dict for each score: what, parameters, accuracy, interval, ece, protocol
     "Score all models of a run on images that were never used to choose anything"
     run = _alone(Run(run, say), 'evaluate')
-    with _at_work(run, later=True):
+    with _at_work(run, 'evaluate'):
         k = _knobs_of(run, 'evaluate', knobs | ({} if test is None else {'test': _where(test, 'test')}), {}, False, config)
         _made(run, 'finetune')
         f = AttrDict(run.config['finetune'])
@@ -1042,18 +1068,17 @@ def _score_files(run, name, s):
         show.use_style()
         fig = s.plot(); run.write(f'evaluate/{name}.png', fig); plt.close(fig)
 
-# %% ../nbs/api/12a_flow.ipynb #fb516855
+# %% ../nbs/api/12a_flow.ipynb #936c0da1
 def export(
     run='run', # A run folder with a fine-tuned teacher, or a student
     which:str=None, # 'student' or 'teacher'; None: the student, if there is one
     formats='all', # 'all', or some of 'safetensors', 'torch', 'onnx', in one text with commas
     config=None, # The config.json of another run
-    resume:bool=True, # Not used: what is there is written again
     say=print # Where messages go
 )->dict: # Format to file
     "Write the model for others to use"
     run = _alone(Run(run, say), 'export')
-    with _at_work(run, later=True):
+    with _at_work(run, 'export'):
         given = {k: v for k,v in dict(which=which, formats=formats).items() if v != _more['export'][k]}
         k = _knobs_of(run, 'export', given, {}, False, config)
         if k.which not in (None,'student','teacher'): raise ValueError(f"which must be 'student' or 'teacher', got {k.which!r}")
@@ -1064,7 +1089,7 @@ def export(
         run.begin('export', k)
         return _export(run, model, 'student' if step == 'distill' else 'teacher', wanted, k.formats == 'all')
 
-# %% ../nbs/api/12a_flow.ipynb #23cad588
+# %% ../nbs/api/12a_flow.ipynb #ff1ad7f7
 def _export(run, model, name, formats, optional):
     "Write the files that are asked for; those that need what is not installed are left out where nobody asked"
     from simclrv2_nb import export as ex
@@ -1079,7 +1104,7 @@ def _export(run, model, name, formats, optional):
             if not optional: raise
             run.say(f'no {f} file: {e}')
     run.write('export/classes.txt', '\n'.join(model.vocab)+'\n')
-    res['card'] = ex.model_card(folder, model, _card_data(run), run.config, _card_scores(run, name), run.config['pretrain']['seed'], name=f'{name} of {run.folder.name}')
+    res['card'] = ex.model_card(folder, model, _card_data(run), _card_recipe(run.config), _card_scores(run, name), run.config['pretrain']['seed'], name=f'{name} of {run.folder.name}')
     run.keep('export', {'files': ', '.join(sorted(o.name for o in folder.iterdir()))})
     run.say(f"exported: {', '.join(str(o) for o in res.values())}")
     return res
@@ -1088,6 +1113,12 @@ def _export(run, model, name, formats, optional):
 def _card_data(run):
     p, f = run.config['pretrain'], json.loads((run.folder/'results.json').read_text(encoding='utf-8')).get('finetune', {})
     return {'images without labels': f"{p['images']:,} of {Path(p['source']).name if isinstance(p.get('source'), str) else 'a list'}, {p['size']}×{p['size']}", 'labels': f.get('labels'), 'classes': f.get('classes')}
+
+# %% ../nbs/api/12a_flow.ipynb #b41133e8
+def _card_recipe(config):
+    "The settings that made a difference; where files lay on somebody's disk is nobody's business"
+    private = ('source','checksum','labels','test','log','checkpoint_every')
+    return {s: {k: v for k,v in config[s].items() if v is not None and k not in private} for s in STEPS[:3] if s in config}
 
 # %% ../nbs/api/12a_flow.ipynb #7e7f791f
 def _card_scores(run, name):

@@ -151,11 +151,11 @@ def _supervised(model, from_layer, width, num_classes):
         warnings.warn(f'the classifier that came with the model was trained on layer {at}, not {from_layer}: leave from_layer out, or give num_classes for a new one')
     return lin
 
-# %% ../nbs/api/03_head.ipynb #97a568b0
+# %% ../nbs/api/03_head.ipynb #5298b727
 class Classifier(nn.Module):
     "The encoder, the first `from_layer` layers of its projection head, and a linear layer: what stages two and three train"
     def __init__(self,
-        model:SimCLRModel, # Shared, not copied: `finetune_learner` makes the copy
+        model:SimCLRModel, # Shared, not copied: finetune_learner makes the copy
         from_layer:int=None, # 0: the encoder's output, 1: after the head's first layer …; None: where the checkpoint's classifier sits
         num_classes:int=None # None: take the checkpoint's own linear layer
     ):

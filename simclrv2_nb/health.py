@@ -111,12 +111,13 @@ class Health(Callback):
         self.every,self.knn_every,self.n_images,self.k,self.warn = every,knn_every,n_images,k,warn
         self.history,self.said = [],{}
 
-# %% ../nbs/api/09c_health.ipynb #b8f2e6fe
+# %% ../nbs/api/09c_health.ipynb #10d4a701
 def _checked_data(data):
     "Four tensors of labelled images and classes, without those that have no label"
     if not isinstance(data, (tuple,list)) or len(data) != 4: raise ValueError(f'probe_data must be (train_x, train_y, test_x, test_y), got {type(data).__name__}' + (f' of {len(data)}' if hasattr(data, '__len__') else ''))
     res = []
     for n,x,y in zip(('train','test'), data[::2], data[1::2]):
+        if y is None: raise ValueError(f'probe_data must have a class index for each image, got no {n}_y: give labels, or probe_data=False')
         y = torch.as_tensor(y)
         if y.is_floating_point() or y.ndim != 1 or len(x) != len(y): raise ValueError(f'probe_data must have a class index for each image, got {len(x)} {n}_x and {n}_y of shape {tuple(y.shape)}, {y.dtype}')
         i = (y >= 0).nonzero()[:,0]
@@ -169,7 +170,7 @@ def _find_data(self:Health):
     try: self._data = _checked_data([o for half in halves for o in half])
     except ValueError: pass                          # one class only: there is nothing to judge
 
-# %% ../nbs/api/09c_health.ipynb #60dabd10
+# %% ../nbs/api/09c_health.ipynb #f31fadef
 _panel, _judged = ('top1','alignment','uniformity','spread','rank'), ('probe','knn')
 
 @patch
@@ -186,7 +187,7 @@ def before_fit(self:Health):
     names = [n for n in _panel if (n,'contrastive_accuracy') != ('top1', *(has & {'contrastive_accuracy'}))]
     self._cols = [ValueMetric(partial(self._value, n), n) for n in names + [*(_judged if self._data else ())]]
     self.learn.metrics = [*self.learn.metrics, *self._cols]
-    self._check_setup()
+    if self.opt is not None: self._check_setup()             # `validate` and `summary` come here too, before there is an optimizer
 
 # %% ../nbs/api/09c_health.ipynb #2fce59d6
 @patch
@@ -237,11 +238,11 @@ def before_validate(self:Health):
     "Measure from the first image of validation on"
     if len(self.dls.valid): self._zs,self._hs,self._top1 = [],[],[]
 
-# %% ../nbs/api/09c_health.ipynb #bfd51812
+# %% ../nbs/api/09c_health.ipynb #7e509921
 @patch
 def before_batch(self:Health):
     "Keep the labels, before `SimCLR` replaces them, and listen to the encoder where something is to be heard"
-    if not self._on: return
+    if not self._on or hasattr(self.learn, 'gather_preds'): return       # `Learner.summary` asks for predictions inside a fit
     self._clean()
     y = self.yb[0] if len(self.yb) == 1 and self.training and self._data and self._grab(SimCLR) else None
     self._y = y if y is not None and _is_classes(y, self.xb[0]) and (y >= 0).any() else None
@@ -254,11 +255,11 @@ def _listen(heard, module, x, h): heard.append(h.detach())
 @patch
 def _grab(self:Health, kind): return next(iter(self.learn._grab_cbs(kind)), None)
 
-# %% ../nbs/api/09c_health.ipynb #9d11bdb3
+# %% ../nbs/api/09c_health.ipynb #a9a055ea
 @patch
 def after_pred(self:Health):
     "Projections and features of this batch"
-    if not self._on: return
+    if not self._on or hasattr(self.learn, 'gather_preds'): return
     if self.training:
         if not self.train_iter: self._check_views()
         self._n = len(self.xb[0])//2

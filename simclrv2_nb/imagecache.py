@@ -6,15 +6,15 @@
 __all__ = ['Decoded', 'BadImage', 'to_square', 'read_image', 'decode_files', 'cache_folder', 'CachedImages', 'trim_cache',
            'cached_images']
 
-# %% ../nbs/api/00b_imagecache.ipynb #ff09eaa9
-import errno, hashlib, io, multiprocessing as mp, os, re, shutil, signal, stat, sys, time, warnings
+# %% ../nbs/api/00b_imagecache.ipynb #56d7b38e
+import errno, hashlib, io, mmap, multiprocessing as mp, os, re, shutil, signal, stat, sys, time, warnings
 from collections import deque, namedtuple
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from zipfile import BadZipFile
-import numpy as np
+import numpy as np, torch, torch.nn.functional as F
 from fastcore.basics import patch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
@@ -65,23 +65,36 @@ def _plain(im):
     if im.mode == '1': return im.convert('L')
     return im.convert('RGBA' if im.mode in ('LA','PA','La','RGBa') or 'transparency' in im.info else 'RGB')
 
-# %% ../nbs/api/00b_imagecache.ipynb #6c0fe235
+# %% ../nbs/api/00b_imagecache.ipynb #76b3efeb
 _TURN = dict(zip(range(2,9), (Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
     Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)))
 
+def _box(w, h, method):
+    "What of w×h pixels is resized: left, top, right, bottom"
+    m = min(w, h)
+    if method != 'crop': return 0, 0, w, h
+    if m < 128: return (w-m)/2, (h-m)/2, (w+m)/2, (h+m)/2         # a pixel more would be seen
+    return (w-m)//2, (h-m)//2, (w+m+1)//2, (h+m+1)//2
+
+# %% ../nbs/api/00b_imagecache.ipynb #be7b3c96
 def _resize(im, size, method):
     "`size`×`size` pixels of `im`: its central square, all of it, or all of it with white bars"
     w, h = im.size
-    small = size >= (max if method == 'pad' else min)(w, h)
-    kw = dict(resample=Image.Resampling.BICUBIC if small else Image.Resampling.HAMMING, reducing_gap=4.0)
-    if method == 'squish': return im.resize((size,size), **kw)
-    if method == 'crop':
-        m = min(w, h)
-        return im.resize((size,size), box=((w-m)/2, (h-m)/2, (w+m)/2, (h+m)/2), **kw)
+    kw = dict(resample=Image.Resampling.BICUBIC, reducing_gap=4.0)
+    if method != 'pad': return im.resize((size,size), box=_box(w, h, method), **kw)
     k, res = size/max(w, h), Image.new(im.mode, (size,size), 'white')
     im = im.resize((max(1, round(k*w)), max(1, round(k*h))), **kw)
     res.paste(im, ((size-im.width)//2, (size-im.height)//2))
     return res
+
+# %% ../nbs/api/00b_imagecache.ipynb #26898d39
+def _resize_fast(im, size, method):
+    "What `_resize` gives, to two grey levels, as an array; None if it is no case for it"
+    w, h = im.size
+    if im.mode not in ('L','RGB') or method == 'pad' or min(w, h) < max(size, 128) or max(w, h) > 8*size: return
+    left, top, right, bottom = _box(w, h, method)
+    x = torch.tensor(np.asarray(im)).view(h, w, -1)[top:bottom,left:right]
+    return F.interpolate(x.permute(2, 0, 1)[None], (size,size), mode='bicubic', antialias=True)[0].contiguous().numpy()
 
 # %% ../nbs/api/00b_imagecache.ipynb #2c176bcf
 _GAP = 1.25     # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size; so much more than needed must be left for the resize
@@ -105,7 +118,7 @@ def _bands(im, channels):
     if len(im.getbands()) != channels: raise BadImage(f'{len(im.getbands())} channels, and channels={channels} asked')
     return im.split()
 
-# %% ../nbs/api/00b_imagecache.ipynb #365169a4
+# %% ../nbs/api/00b_imagecache.ipynb #9f7a126e
 def to_square(
     im, # A Pillow image, or an array H×W×C
     size:int, # Pixels of a side
@@ -115,7 +128,10 @@ def to_square(
     "A square of bytes from a picture of any size and mode: upright, and on white where it is transparent"
     array, turn = isinstance(im, np.ndarray), None
     if not array: turn = _load(im, size, channels, method)
-    bands = [Image.fromarray(o) for o in np.moveaxis(_to_bytes(im), -1, 0)] if array else [_plain(im)] if channels in (1,3) else _bands(im, channels)
+    if not array and channels in (1,3):
+        im = _plain(im)
+        if turn is None and len(im.getbands()) == channels and (x := _resize_fast(im, size, method)) is not None: return x
+    bands = [Image.fromarray(o) for o in np.moveaxis(_to_bytes(im), -1, 0)] if array else [im] if channels in (1,3) else _bands(im, channels)
     bands = [_resize(o, size, method) for o in bands]
     if turn is not None: bands = [o.transpose(turn) for o in bands]
     if not array and channels in (1,3):
@@ -171,9 +187,9 @@ _MAX_FILE = 2**30
 # %% ../nbs/api/00b_imagecache.ipynb #0fa26e45
 def _digest(raw): return hashlib.sha256(raw).digest()[:16]
 
-# %% ../nbs/api/00b_imagecache.ipynb #56ea58b9
+# %% ../nbs/api/00b_imagecache.ipynb #e6e4bbd3
 def _decode_file(file, size, channels, method, known):
-    "Read, hash and decode one file; pixels of a file whose digest is `known` are not wanted"
+    "Read, hash and decode one file; pixels of a file whose digest is `known` are not wanted; None: nothing is hashed"
     try:
         st = os.stat(file)
         if not stat.S_ISREG(st.st_mode): return Decoded(None, 'no regular file', None, False)
@@ -182,70 +198,81 @@ def _decode_file(file, size, channels, method, known):
     # a file that comes or is opened up has another stat then, so these reasons hold until that changes
     except FileNotFoundError: return Decoded(None, 'no such file', None, True)
     except OSError as e: return Decoded(None, f'cannot be read: {e.strerror}', None, isinstance(e, PermissionError))
-    digest = _digest(raw)
-    if digest in known: return Decoded(None, None, digest, True)
+    digest = None if known is None else _digest(raw)
+    if known and digest in known: return Decoded(None, None, digest, True)
     try:
         x = np.ascontiguousarray(read_image(raw, size, channels, method))
-        return Decoded(x, None, digest, True, _digest(x))
+        return Decoded(x, None, digest, True, known is not None and _digest(x) or None)
     except BadImage as e: return Decoded(None, str(e), digest, True)
     except MemoryError: return Decoded(None, 'not enough memory to decode it', digest, False)
 
-# %% ../nbs/api/00b_imagecache.ipynb #439b6beb
-def _serve(conn, close, parent, args):
+# %% ../nbs/api/00b_imagecache.ipynb #94294364
+def _serve(conn, close, parent, args, area):
     "A worker process: lists of files come in, lists of `Decoded` go out, until the pipe closes or the parent is gone"
+    torch.set_num_threads(1)
+    def lay(o, row):
+        "Pixels go into the memory that both processes see, if there is one, and their row instead of them through the pipe"
+        if o.x is None or area is None: return o
+        area[row] = o.x
+        return o._replace(x=row)
     for s,how in (signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL): signal.signal(s, how)
     for o in close: o.close()
     try:
         while os.getppid() == parent:
-            if conn.poll(1): conn.send([_decode_file(f, *args) for f in conn.recv()])
+            if conn.poll(1):
+                row, files = conn.recv()
+                conn.send([lay(_decode_file(f, *args), row+k) for k,f in enumerate(files)])
     except (EOFError, OSError): pass
 
-# %% ../nbs/api/00b_imagecache.ipynb #5789e84b
-def _start(ctx, workers, args):
-    "Start a process; its pipe"
+# %% ../nbs/api/00b_imagecache.ipynb #f2b9e12f
+def _start(ctx, workers, args, k):
+    "Start a process, with memory for the pixels of two jobs of `k` files that it shares with us"
     ours, theirs = ctx.Pipe()
-    fork = ctx.get_start_method() == 'fork'       # which hands our ends of all pipes down
-    p = ctx.Process(target=_serve, args=(theirs, [ours, *workers] if fork else [], os.getpid(), args), daemon=True)
+    fork = ctx.get_start_method() == 'fork'       # which hands our ends of all pipes down, and memory
+    size, channels = args[:2]
+    area = np.frombuffer(mmap.mmap(-1, 2*k*channels*size*size), np.uint8).reshape(2*k, channels, size, size) if fork else None
+    p = ctx.Process(target=_serve, args=(theirs, [ours, *workers] if fork else [], os.getpid(), args, area), daemon=True)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', DeprecationWarning)     # of fork beside threads: the child touches no lock of theirs
         p.start()
     theirs.close()
-    workers[ours] = p, deque()
+    workers[ours] = p, deque(), area
 
 # %% ../nbs/api/00b_imagecache.ipynb #2adec623
 _KILLED = Decoded(None, 'the process that decoded it was killed, twice: too large for the memory?', None, False)
 
-# %% ../nbs/api/00b_imagecache.ipynb #a6bee2bc
-def _feed(workers, todo, limit):
-    "Give every worker two jobs, one to do and one to have when it is done"
-    for conn,(_,q) in workers.items():
+# %% ../nbs/api/00b_imagecache.ipynb #e1b15d6c
+def _feed(workers, todo, limit, k):
+    "Give every worker two jobs, one to do and one to have when it is done, and each its half of the shared memory"
+    for conn,(_,q,_) in workers.items():
         while len(q) < 2 and todo and todo[0][0] < limit:
-            q.append(todo.popleft())
-            try: conn.send(q[-1][1])
+            (i, files), row = todo.popleft(), 0 if q and q[-1][2] else k
+            q.append((i, files, row))
+            try: conn.send((row, files))
             except OSError: break           # it died: `_collect` sees that
 
-# %% ../nbs/api/00b_imagecache.ipynb #a9a5df83
+# %% ../nbs/api/00b_imagecache.ipynb #b2c13bcf
 def _collect(conn, workers, todo):
     "What a worker has sent, by file; or None if it died: then others do its jobs, the one it died in file by file, and alone a file is given up"
-    p, q = workers[conn]
+    p, q, area = workers[conn]
     try: res = conn.recv()
     except (EOFError, OSError):
         del workers[conn]; p.join()
-        (i, files), rest = q.popleft() if q else (0, []), q
-        todo.extendleft(reversed([(i+k, [f]) for k,f in enumerate(files)] * (len(files) > 1) + list(rest)))
+        (i, files, _), *rest = q or [(0, [], 0)]
+        todo.extendleft(reversed([(i+k, [f]) for k,f in enumerate(files)] * (len(files) > 1) + [o[:2] for o in rest]))
         return {i: _KILLED} if len(files) == 1 else {}, p.exitcode
-    i, files = q.popleft()
-    return dict(zip(range(i, i+len(files)), res)), None
+    if area is not None: res = [o if o.x is None else o._replace(x=area[o.x].copy()) for o in res]
+    return dict(enumerate(res, q.popleft()[0])), None
 
-# %% ../nbs/api/00b_imagecache.ipynb #24a12c48
-def _pool(jobs, args, n, ahead):
-    "The results of `jobs`, in order, by `n` processes, at most `ahead` files in advance; who dies is replaced"
+# %% ../nbs/api/00b_imagecache.ipynb #1a6018cd
+def _pool(jobs, args, n, k):
+    "The results of `jobs` of up to `k` files, in order, by `n` processes, at most `4*k*n` files in advance; who dies is replaced"
     ctx = mp.get_context('fork' if sys.platform == 'linux' else 'spawn')
     todo, done, workers, at, deaths = deque(jobs), {}, {}, 0, 0
     try:
-        while todo or done or any(q for _,q in workers.values()):
-            while len(workers) < n: _start(ctx, workers, args)
-            _feed(workers, todo, at + ahead)
+        while todo or done or any(q for _,q,_ in workers.values()):
+            while len(workers) < n: _start(ctx, workers, args, k)
+            _feed(workers, todo, at + 4*k*n, k)
             for conn in wait(list(workers)):
                 res, died = _collect(conn, workers, todo)
                 done.update(res); deaths = 0 if died is None else deaths+1
@@ -253,16 +280,16 @@ def _pool(jobs, args, n, ahead):
                                                     'a script must call load_images under `if __name__ == "__main__":`')
             while at in done: yield done.pop(at); at += 1
     finally:
-        for conn,(p,_) in workers.items(): conn.close(); p.kill(); p.join()
+        for conn,(p,*_) in workers.items(): conn.close(); p.kill(); p.join()
 
-# %% ../nbs/api/00b_imagecache.ipynb #b1debba3
+# %% ../nbs/api/00b_imagecache.ipynb #94187176
 def decode_files(
     files, # Their names
     size:int=64, # Pixels of a side
     channels:int=3, # 1, 3, or the number of bands that the files have
     method:str='crop', # 'crop', 'squish' or 'pad', as in `to_square`
     workers:int=None, # Processes; None: one for each processor we may use; 0: in this one
-    known=frozenset() # Digests of files whose pixels are not wanted
+    known=frozenset() # Digests of files whose pixels are not wanted; None: no digests are needed
 ): # A generator of `Decoded`: x (pixels or None), reason (if there are none), digest (of the bytes), lasting (will the reason be the same next time?), pixels (digest of x)
     "Decode files in parallel; the results come one by one, in order, in bounded memory"
     files, args = [os.fspath(o) for o in files], (size, channels, method, known)
@@ -270,10 +297,10 @@ def decode_files(
     if workers < 0: raise ValueError(f'workers must be ≥ 0, got {workers}')
     _formats()                                        # once, before the processes start
     if workers == 0 or not files or mp.current_process().daemon: yield from (_decode_file(f, *args) for f in files); return
-    # a message holds few names, so that it fits into the pipe, and at most some megabytes of pixels
+    # a message holds few names, so that it fits into the pipe, and a job at most some megabytes of pixels
     k = max(1, min(32, len(files)//workers, 2**21//(size*size*channels)))
     jobs = [(i, files[i:i+k]) for i in range(0, len(files), k)]
-    yield from _pool(jobs, args, min(workers, len(jobs)), 4*k*workers)
+    yield from _pool(jobs, args, min(workers, len(jobs)), k)
 
 # %% ../nbs/api/00b_imagecache.ipynb #d441dee6
 def cache_folder(
@@ -481,8 +508,8 @@ def _build(files, stats, sure, folder, name, shape, **kw):
         raise
     finally: stream.close(); rows._drop()
 
-# %% ../nbs/api/00b_imagecache.ipynb #3e139622
-_SET = re.compile(r'\d+px-\d+ch-\w+-v1')
+# %% ../nbs/api/00b_imagecache.ipynb #5dec1dcb
+_SET = re.compile(r'\d+px-\d+ch-\w+-v\d')
 def _sets(cache):
     "The folders of the sets in the cache: last use, bytes, folder"
     for o in cache.glob('*px-*/*/images.u8'):
@@ -509,7 +536,7 @@ def trim_cache(
         except OSError: pass
     return left/2**30
 
-# %% ../nbs/api/00b_imagecache.ipynb #ace6e64a
+# %% ../nbs/api/00b_imagecache.ipynb #2e784203
 def cached_images(
     files, # Their names
     size:int=64, # Pixels of a side
@@ -526,7 +553,7 @@ def cached_images(
     name = hashlib.sha256(_pack(files).tobytes() + stats.tobytes()).hexdigest()[:32]
     kw = dict(size=size, channels=channels, method=method, workers=workers, progress=progress)
     if cache is False: return _build(files, stats, sure, None, name, shape, **kw)
-    folder, need = cache_folder(cache)/f'{size}px-{channels}ch-{method}-v1', len(files)*size*size*channels
+    folder, need = cache_folder(cache)/f'{size}px-{channels}ch-{method}-v2', len(files)*size*size*channels
     if res := _find(folder, name, shape): return res
     if need > _limit(): raise ValueError(f'{need/2**30:.3g} GB of decoded images, and the cache may hold {_limit()/2**30:.3g} GB: set SIMCLRV2_CACHE_GB higher, or ask for a smaller size')
     with _alone(folder, name):

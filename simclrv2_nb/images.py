@@ -245,13 +245,13 @@ def _classes(files, names, root, labels):
     f = _column(df, _FILE_COLUMNS, 'file names')
     return _mapped(names, root, list(zip(df[f], df[_column(df, _LABEL_COLUMNS, 'labels', f)])))
 
-# %% ../nbs/api/00a_images.ipynb #5858341e
+# %% ../nbs/api/00a_images.ipynb #b27b1bb0
 def _vocab(classes, vocab=None):
     "Class names in order, whole numbers by value; those given, if they hold all"
     found = {o for o in classes if o is not None}
     if vocab is not None:
         vocab = [str(o) for o in vocab]
-        if found - set(vocab): raise ValueError(f'labels that are not in vocab: {_some(sorted(found - set(vocab)))}')
+        if found - set(vocab): raise ValueError(f'labels that are not in vocab: {_some(sorted(found - set(vocab)))}; known are {_some(vocab, 9)}')
         return vocab
     if not found: raise ValueError('no image has a label: leave `labels` out')
     if len(found) == 1: raise ValueError(f'all labels are {min(found)!r}: one class only, nothing to tell apart; leave `labels` out to pretrain, or name all classes by `vocab`')

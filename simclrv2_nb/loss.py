@@ -33,7 +33,7 @@ def _whole(z, rows, temperature):
     s[torch.arange(len(rows), device=z.device), rows] = -torch.inf
     return F.cross_entropy(s, (rows + len(z)//2) % len(z), reduction='sum')
 
-# %% ../nbs/api/04_loss.ipynb #2d582c26
+# %% ../nbs/api/04_loss.ipynb #0bf7c5dc
 def _softmax_(s, i, j):
     "Make the rows `s` the softmax's numerators in place, 0 for oneself and the partner; log p of the partner, and the denominators"
     k = torch.arange(len(s), device=s.device)
@@ -44,32 +44,44 @@ def _softmax_(s, i, j):
     s[k,j] = 0
     return partner - sums.log(), sums
 
-def _add_grad(grad, s, sums, log_p, w, i, j):
+def _add_grad(grad, s, sums, log_p, w, columns, i, j):
     "Add what the rows `i` contribute: (G + Gᵀ)w, the partner's p − 1 apart, without cancellation where p is close to 1"
     pull = log_p.expm1()
-    grad[i] += s @ w / sums + pull*w[j]
+    grad[i] += s @ columns / sums + pull*w[j]
     grad[j] += pull*w[i]
-    grad.addmm_(s.T, w[i]/sums)
+    grad.addmm_(s[:,:len(w)].T, w[i]/sums)
 
-# %% ../nbs/api/04_loss.ipynb #1f10e6a3
+# %% ../nbs/api/04_loss.ipynb #a82b0396
 class _Chunked(torch.autograd.Function):
-    "`_whole` and its gradient, a few rows at a time: no 2N×2N matrix is ever held"
+    "`_whole` and its gradient, a few rows at a time: no 2N×2N matrix is ever held. Rows of `queue` are strangers too, without a gradient"
     @staticmethod
-    def forward(ctx, z, rows, temperature, chunk):
+    def forward(ctx, z, rows, temperature, chunk, queue):
         w = z * temperature**-0.5                              # so that s/τ is w wᵀ
-        total, buffer = z.new_zeros(()), z.new_empty(chunk, len(z))
+        columns = w if queue is None else torch.cat([z, queue]).mul_(temperature**-0.5)
+        total, buffer = z.new_zeros(()), z.new_empty(min(chunk, len(rows)), len(columns))
         grad = torch.zeros_like(w) if ctx.needs_input_grad[0] else None
         for i in rows.split(chunk):
             j = (i + len(z)//2) % len(z)
-            s = torch.mm(w[i], w.T, out=buffer[:len(i)])
+            s = torch.mm(w[i], columns.T, out=buffer[:len(i)])
             log_p, sums = _softmax_(s, i, j)
             total -= log_p.sum()
-            if grad is not None: _add_grad(grad, s, sums, log_p, w, i, j)
-        ctx.save_for_backward(None if grad is None else grad * temperature**-0.5)
+            if grad is not None: _add_grad(grad, s, sums, log_p, w, columns, i, j)
+        ctx.save_for_backward(None if grad is None else grad.mul_(temperature**-0.5))
         return total
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad): return grad*ctx.saved_tensors[0], None, None, None
+    def backward(ctx, grad): return grad*ctx.saved_tensors[0], None, None, None, None
+
+# %% ../nbs/api/04_loss.ipynb #cc98c59d
+def _rows_at_a_time(n):
+    "Of `n` columns: fast, and a buffer of 16 MB at most"
+    return min(512, max(2**22//n, 32))
+
+def _sum(z, rows, temperature, chunk_size, queue):
+    "Sum over `rows` of −log softmax of the other view among everybody else in `z` and `queue`"
+    if queue is None and chunk_size is not None and chunk_size >= len(z): return _whole(z, rows, temperature)
+    n = len(z) + (0 if queue is None else len(queue))
+    return _Chunked.apply(z, rows, temperature, chunk_size or _rows_at_a_time(n), queue)
 
 # %% ../nbs/api/04_loss.ipynb #e7185473
 class _Gather(torch.autograd.Function):
@@ -106,28 +118,31 @@ def _mean_over_processes(loss):
     dist.all_reduce(whole)
     return loss + (whole/dist.get_world_size() - loss).detach()
 
-# %% ../nbs/api/04_loss.ipynb #0e0b5f56
+# %% ../nbs/api/04_loss.ipynb #5be7f814
 def nt_xent(
     z:Tensor, # Projections, 2N×d: the N first views, then the N second views in the same order
     temperature:float=0.1, # τ > 0
     normalize:bool=True, # Scale rows to length 1, so that s is the cosine
     directions:str='mean', # 'mean' over all 2N rows, as in the paper; 'sum' of the two directions, as in the reference code: twice that
-    chunk_size:int=None, # Rows computed at a time; None: all at once up to 2048 rows, else as many as make 16 MB
+    chunk_size:int=None, # Rows computed at a time; None: 512, or as many as make 16 MB; 2N or more: the whole matrix, in plain PyTorch
     gather:bool=False # Compare with the views of all processes of `torch.distributed`, each of which must call this; the average of their gradients is that of the whole batch
 )->Tensor: # A number, float32 (float64 for float64 input); with `gather` the same on every process
     "Normalised temperature-scaled cross-entropy (paper, eq. 1): find the other view of each image among 2N−1"
+    return _nt_xent(z, None, temperature, normalize, directions, chunk_size, gather)
+
+# %% ../nbs/api/04_loss.ipynb #d37aa0f4
+def _nt_xent(z, queue, temperature, normalize, directions, chunk_size, gather):
+    "`nt_xent`; the rows of `queue`, if there is one, are further negatives"
     _check_z(z); _check_temperature(temperature)
     if directions not in ('mean','sum'): raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
     if chunk_size is not None and chunk_size < 1: raise ValueError(f'chunk_size must be ≥ 1, got {chunk_size}')
     with _full_precision(z):
         z = _wide(z)
-        if normalize: z = F.normalize(z, dim=1, eps=1e-6)            # the reference: rsqrt(max(Σz², 1e-12))
+        if queue is not None: queue = _wide(queue.detach()).to(z)
+        if normalize: z, queue = (None if o is None else F.normalize(o, dim=1, eps=1e-6) for o in (z, queue))   # the reference: rsqrt(max(Σz², 1e-12))
         gather = gather and dist.is_available() and dist.is_initialized()
         z, rows = _gather(z) if gather else (z, torch.arange(len(z), device=z.device))
-        n = len(z)
-        if chunk_size is None: chunk_size = n if n <= 2048 else max(2**22//n, 32)      # a buffer of 16 MB
-        total = _whole(z, rows, temperature) if chunk_size >= n else _Chunked.apply(z, rows, temperature, chunk_size)
-        loss = total / (n if directions == 'mean' else n//2)
+        loss = _sum(z, rows, temperature, chunk_size, queue) / (len(z) if directions == 'mean' else len(z)//2)
         return _mean_over_processes(loss*dist.get_world_size()) if gather else loss
 
 # %% ../nbs/api/04_loss.ipynb #06d42bc4
@@ -141,14 +156,14 @@ def contrastive_accuracy(
         a, b = F.normalize(_wide(z), dim=1).chunk(2)
         return ((a @ b.T).argmax(1) == torch.arange(len(a), device=z.device)).float().mean()
 
-# %% ../nbs/api/04_loss.ipynb #25951c35
+# %% ../nbs/api/04_loss.ipynb #8c3364e1
 class NTXentLoss(nn.Module):
     "`nt_xent` as a fastai loss function: targets are ignored"
     def __init__(self,
         temperature:float=0.1, # τ > 0
         normalize:bool=True, # Scale rows to length 1
         directions:str='mean', # 'mean' or 'sum', see `nt_xent`
-        chunk_size:int=None, # Rows computed at a time
+        chunk_size:int=None, # Rows computed at a time, see `nt_xent`
         gather:bool=True # With the views of all processes, where there are several
     ):
         super().__init__()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GradCache', 'nt_xent_with_queue', 'NegativeQueue']
 
-# %% ../nbs/api/05b_memory.ipynb #21bf1247
+# %% ../nbs/api/05b_memory.ipynb #83e9b407
 import warnings
 import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
 from contextlib import contextmanager, nullcontext
@@ -14,10 +14,9 @@ from functools import partial
 from types import SimpleNamespace
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 from fastcore.basics import patch
 from fastai.callback.core import Callback
-from .loss import NTXentLoss, nt_xent, _check_z, _check_temperature, _full_precision, _wide, _gather, _mean_over_processes
+from .loss import NTXentLoss, _check_z, _gather, _nt_xent, _wide
 
 # %% ../nbs/api/05b_memory.ipynb #a79919ea
 def _parts(n, micro_batch):
@@ -157,7 +156,7 @@ def _replay(self:GradCache, g):
             with job.autocast(): z = job.forward(_views(job.x, part))
             z.backward(_views(g, part))
 
-# %% ../nbs/api/05b_memory.ipynb #29a783dc
+# %% ../nbs/api/05b_memory.ipynb #7144a720
 def nt_xent_with_queue(
     z:Tensor, # Projections, 2N×d: the N first views, then the N second views in the same order
     queue:Tensor, # Further negatives, M×d; no gradient goes there
@@ -167,33 +166,9 @@ def nt_xent_with_queue(
     gather:bool=False # With the views of all processes, see `nt_xent`; the queue is to be the same on each
 )->Tensor: # A number, float32 (float64 for float64 input)
     "NT-Xent with the rows of `queue` as further negatives of every view (paper, §2); a queue without rows gives `nt_xent`"
-    _check_z(z); _check_temperature(temperature)
+    _check_z(z)
     if queue.ndim != 2 or queue.shape[1] != z.shape[1]: raise ValueError(f'queue must be M×{z.shape[1]}, as wide as z, got shape {tuple(queue.shape)}')
-    if not len(queue): return nt_xent(z, temperature, normalize, directions, gather=gather)
-    if directions not in ('mean','sum'): raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
-    with _full_precision(z):
-        z = _wide(z); q = queue.detach().to(z)
-        if normalize: z, q = F.normalize(z, dim=1, eps=1e-6), F.normalize(q, dim=1, eps=1e-6)
-        gather = gather and dist.is_available() and dist.is_initialized()
-        z, rows = _gather(z) if gather else (z, torch.arange(len(z), device=z.device))
-        loss = _sum_in_parts(rows, z, q, temperature) / (len(z) if directions == 'mean' else len(z)//2)
-        return _mean_over_processes(loss*dist.get_world_size()) if gather else loss
-
-# %% ../nbs/api/05b_memory.ipynb #44d753e1
-def _sum_over(rows, z, q, temperature):
-    "Sum over `rows` of −log softmax of the other view among everybody else in `z` and `q`"
-    s = torch.cat([z[rows] @ z.T, z[rows] @ q.T], 1) / temperature
-    s[torch.arange(len(rows), device=z.device), rows] = -torch.inf
-    return F.cross_entropy(s, (rows + len(z)//2) % len(z), reduction='sum')
-
-_most = 2**24                                        # numbers in a table of similarities: 64 MB
-
-def _sum_in_parts(rows, z, q, temperature):
-    "`_sum_over`; a table of more than `_most` numbers is made a few rows at a time, and again for the gradient"
-    n = len(z) + len(q)
-    if len(rows)*n <= _most: return _sum_over(rows, z, q, temperature)
-    parts = rows.split(max(_most//(4*n), 1))
-    return sum(checkpoint(_sum_over, i, z, q, temperature, use_reentrant=False, preserve_rng_state=False) for i in parts)
+    return _nt_xent(z, queue if len(queue) else None, temperature, normalize, directions, None, gather)
 
 # %% ../nbs/api/05b_memory.ipynb #8666ea70
 class NegativeQueue(Callback):

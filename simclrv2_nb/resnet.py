@@ -203,10 +203,10 @@ def endpoints(self:ResNet,
 # The encoders whose weights the authors released
 official_encoders = [f'r{d}_{w}x_sk{s}' for d in (50,101,152) for w in (1,2) for s in (0,1)] + ['r152_3x_sk1']
 
-# %% ../nbs/api/02_resnet.ipynb #a1fae51c
+# %% ../nbs/api/02_resnet.ipynb #31d326eb
 def encoder(
     name:str, # 'r{depth}_{width}x_sk{0|1}', for instance 'r50_2x_sk1' or 'r18_0.25x_sk0'
-    **kw # More for `ResNet`: cifar_stem, in_channels, se_ratio
+    **kw # More for ResNet: cifar_stem, in_channels, se_ratio
 )->ResNet:
     "An encoder by the name the released ones carry"
     m = re.fullmatch(r'r(\d+)_(\d+(?:\.\d+)?)x_sk([01])', str(name))

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['fcntl', 'read_checkpoint', 'Checkpoints']
 
-# %% ../nbs/api/05c_resume.ipynb #0fbed429
-import hashlib, importlib, io, itertools, os, pickle, random, socket, warnings
+# %% ../nbs/api/05c_resume.ipynb #14e6fc1a
+import hashlib, importlib, inspect, io, itertools, os, pickle, random, socket, warnings
 from functools import partial
 from pathlib import Path
-import numpy as np, torch
+import numpy as np, torch, torch.nn as nn
 from torch import Tensor
 from fastcore.basics import patch, noop
 from fastcore.foundation import L
@@ -131,16 +131,17 @@ def _unlock(folder):
     f = _locks.pop((os.getpid(), str(folder.resolve())), None)
     if f: f.close()
 
-# %% ../nbs/api/05c_resume.ipynb #c2f176c5
+# %% ../nbs/api/05c_resume.ipynb #70ee5754
 def _images_of(dl):
-    "A short checksum of up to 256 images, and of all labels, of a data set that has them as tensors"
+    "A short checksum of the images, or of 256 MB of them, and of all labels, of a data set that has them as tensors"
     ds = getattr(dl, 'dataset', None)
     x, y = getattr(ds, 'x', None), getattr(ds, 'y', None)
     if not isinstance(x, Tensor) or not len(x): return None
-    i = torch.linspace(0, len(x)-1, min(256, len(x))).long()
-    parts = [x[i.to(x.device)]] + ([y] if isinstance(y, Tensor) else [])
-    sha = hashlib.sha256(repr([tuple(o.shape) for o in (x,*parts)]).encode())
-    for o in parts: sha.update(o.detach().as_subclass(Tensor).cpu().contiguous().view(torch.uint8).numpy())
+    n = min(len(x), 2**28 // max(1, x[0].numel()*x.element_size()) + 1)
+    i = torch.arange(n, device=x.device)*len(x)//n
+    sha = hashlib.sha256(repr([tuple(o.shape) for o in (x,y) if isinstance(o, Tensor)]).encode())
+    for o in [*(x[j] for j in i.split(256)), *([y] if isinstance(y, Tensor) else [])]:
+        sha.update(o.detach().as_subclass(Tensor).cpu().contiguous().view(torch.uint8).numpy())
     return sha.hexdigest()[:16]
 
 # %% ../nbs/api/05c_resume.ipynb #fc8afc30
@@ -158,7 +159,7 @@ def _hypers(learn):
     hs = learn.opt.hypers
     return res | {k: str([h.get(k) for h in hs]) for k in hs[0] if k not in scheds}
 
-# %% ../nbs/api/05c_resume.ipynb #be54d0c2
+# %% ../nbs/api/05c_resume.ipynb #98fed0d0
 def _cbs(learn):
     "The callbacks by name; a second one of a class gets a + to it"
     res = {}
@@ -178,9 +179,32 @@ def _run_of(learn):
     return {'n_epoch': learn.n_epoch, 'batches an epoch': len(dl), 'batch size': getattr(dl, 'bs', getattr(dl, 'batch_size', None)),
             'images': len(dl.dataset) if hasattr(dl.dataset, '__len__') else None, 'checksum of the images': _images_of(dl), 'processes': max(1, num_distrib()),
             'optimizer': type(opt.opt).__name__ if isinstance(opt, OptimWrapper) else f'{type(opt).__name__} of {", ".join(L(getattr(opt, "cbs", [])).map(_named))}',
-            'parameter groups': str([len(g) for g in opt.param_lists]), **_hypers(learn), 'loss': _named(learn.loss_func), 'callbacks with a state': str([*_stateful(learn)])}
+            'parameter groups': str([len(g) for g in opt.param_lists]), **_hypers(learn), 'loss': _named(learn.loss_func), 'callbacks with a state': str(sorted(_stateful(learn)))}
 
-# %% ../nbs/api/05c_resume.ipynb #4ec42aa7
+# %% ../nbs/api/05c_resume.ipynb #f997654f
+_learning, _machine = ('SimCLR','FineTune','Distill','NegativeQueue','GradientAccumulation','GradientClip'), ('GradCache','MixedPrecision','ChannelsLast')
+
+def _sha(model):
+    sha = hashlib.sha256()
+    for v in model.state_dict().values(): sha.update(v.detach().as_subclass(Tensor).cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()[:16]
+
+def _text(o):
+    "A setting in words"
+    if isinstance(o, nn.Module): return f'{type(o).__name__} {_sha(o)}'
+    said = repr(o)
+    return said if ' at 0x' not in said else getattr(getattr(o, 'func', o), '__name__', type(o).__name__)
+
+def _settings(learn, kinds):
+    "Callbacks of these kinds, each with what it was made with"
+    res = dict.fromkeys(kinds, 'not used')
+    for cb in learn.cbs:
+        for k in {c.__name__ for c in type(cb).__mro__} & set(kinds):
+            names = [n for n in inspect.signature(type(cb)).parameters if n in vars(cb)]
+            res[k] = f'{type(cb).__name__}({", ".join(f"{n}={_text(vars(cb)[n])}" for n in names)})'
+    return res
+
+# %% ../nbs/api/05c_resume.ipynb #f8ec90b4
 def _differences(state, run, model):
     "In what a checkpoint differs from this run and its model, in words"
     there, here = state['run'], run
@@ -189,6 +213,10 @@ def _differences(state, run, model):
     odd = [k for k in {**there, **here} if there.get(k) != here.get(k)]
     res += [f'{k} of the model is {there.get(k, "missing")} there and {here.get(k, "missing")} here' for k in odd[:3]]
     return res + ([f'and {len(odd)-3} more of its tensors differ'] if len(odd) > 3 else [])
+
+def _changed(there, here):
+    "Settings of callbacks that differ; an augmentation that is yet to be chosen is not compared"
+    return [f'{k} is {there.get(k)} there and {v} here' for k,v in here.items() if there.get(k) != v and 'augment=None' not in v]
 
 # %% ../nbs/api/05c_resume.ipynb #4e2b273d
 _counted = {Recorder: ('lrs','iters'), ParamScheduler: ('hps',), TrackerCallback: ('best','wait'), GradientAccumulation: ('count',), MixedPrecision: ('scales',)}
@@ -236,11 +264,11 @@ def _set_state(learn, state):
     if rec and state['recorder']: _set_recorded(rec[0], state['recorder'])
     for k,cb in _stateful(learn).items(): cb.load_state_dict(state['callbacks'][k])
 
-# %% ../nbs/api/05c_resume.ipynb #1d1d7b35
+# %% ../nbs/api/05c_resume.ipynb #2bc474fa
 class Checkpoints(Callback):
     "Keep the last checkpoints of a training run in a folder, and continue from there when the same program is started again"
     order = 1000                           # after all others, so that what they do in this step is kept
-    _on,_start,_last,_run,_stateattrs = False,None,None,None,('_start','_last','_run')
+    _on,_start,_last,_run,_made,_stateattrs = False,None,None,None,None,('_start','_last','_run','_made')
     def __init__(self,
         folder, # Where the checkpoints of this one run are; made if missing
         every:int=None, # Steps between checkpoints; None: one after each epoch
@@ -251,7 +279,7 @@ class Checkpoints(Callback):
         if keep < 1: raise ValueError(f'keep must be ≥ 1, got {keep}')
         self.folder,self.every,self.resume,self.keep = Path(folder),every,resume,keep
 
-# %% ../nbs/api/05c_resume.ipynb #4eaae09f
+# %% ../nbs/api/05c_resume.ipynb #754e0576
 def _gathered(o):
     "`o` of every process, in the order of their ranks"
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()): return [o]
@@ -266,7 +294,8 @@ def _save(self:Checkpoints, epoch, done):
     self._refuse_broken()
     rng = _gathered(dict(now=_generators(learn.dls), start=self._start if done else None))
     if rank_distrib(): return
-    state = dict(_state_of(learn), run=self._run, epoch=epoch, done=done, train_iter=learn.train_iter, pct_train=learn.pct_train, generators=rng)
+    self._made = self._made or _settings(learn, _learning+_machine)
+    state = dict(_state_of(learn), run=self._run, settings=self._made, epoch=epoch, done=done, train_iter=learn.train_iter, pct_train=learn.pct_train, generators=rng)
     path = self.folder/f'step_{learn.train_iter:08d}.ckpt'
     try: _write(path, _plain(state, 'the state'))
     except OSError as e: self._stop(OSError, f'the checkpoint of step {learn.train_iter} could not be written ({e.strerror or e}): make room in {self.folder}, or let it be written to, and start again')
@@ -414,12 +443,12 @@ def _move_away(self:Checkpoints):
         for p in files: p.rename(old/p.name)
         print(f'{len(files)} checkpoints of an earlier run are now in {old}')
 
-# %% ../nbs/api/05c_resume.ipynb #8c3cc84d
+# %% ../nbs/api/05c_resume.ipynb #e477eda1
 @patch
 def _open(self:Checkpoints):
     "The state to continue from; None for a new run"
     learn = self.learn
-    self._run,self._last = _plain(_run_of(learn)),None
+    self._run,self._last,self._made = _plain(_run_of(learn)),None,None
     if not rank_distrib():
         self.folder.mkdir(parents=True, exist_ok=True)
         _lock(self.folder)
@@ -428,9 +457,11 @@ def _open(self:Checkpoints):
     self._on = True
     state = self._newest() if self.resume else None
     if state is None: return
-    odd = _differences(state, self._run, get_model(learn.model))
+    odd = _differences(state, self._run, get_model(learn.model)) + _changed(state['settings'], _settings(learn, _learning))
     if odd: raise ValueError(f'{self._last} is of another run: {"; ".join(odd)}. Give this run another folder, or start anew with resume=False (what is there is moved, not deleted)')
     done = state['epoch'] == learn.n_epoch
     if not rank_distrib(): print(f'{self._last}: ' + (f'this run is finished ({learn.n_epoch} epochs), nothing is trained' if done else f'continuing after {state["train_iter"]} steps'))
     if done: self._restore(state); raise CancelFitException
+    other = _changed(state['settings'], _settings(learn, _machine))
+    if other and not rank_distrib(): warnings.warn(f'{self._last} is continued with other settings, so from here on this is not the same run to the last bit: {"; ".join(other)}')
     return state

@@ -46,7 +46,7 @@ def fast_precision(
     if device.type == 'cpu' and cpu_has_bf16(): return [ChannelsLast(), CPUMixedPrecision()]
     return []
 
-# %% ../nbs/api/05a_scale.ipynb #74a5f620
+# %% ../nbs/api/05a_scale.ipynb #a5aa56fa
 _said = set()
 
 def _say_choice(cbs, device):
@@ -68,10 +68,10 @@ def precision_callbacks(
         cbs = fast_precision(device)
         _say_choice(cbs, device)
         return cbs
-    if isinstance(precision, str): raise ValueError(f"precision must be 'auto', None or callbacks such as `fast_precision` gives, got {precision!r}")
+    if not isinstance(precision, (Callback,type,list,tuple,L)): raise ValueError(f"precision must be 'auto', None or callbacks such as `fast_precision` gives, got {precision!r}")
     return [*L(precision)]
 
-# %% ../nbs/api/05a_scale.ipynb #554115b3
+# %% ../nbs/api/05a_scale.ipynb #a2a838a1
 class DataWait(Callback):
     "Share of the training time that was spent waiting for batches, as a column of fastai's table and as `share`"
     order,run_valid = -100,False                    # first in `before_batch`: the wait ends there
@@ -89,19 +89,29 @@ def before_fit(self:DataWait):
 def _percent(self:DataWait): return None if self.share is None else 100*self.share
 
 @patch
-def before_train(self:DataWait): self._waited,self._start,self._since = 0.,*[time.perf_counter()]*2
+def before_train(self:DataWait):
+    "The clock of an epoch starts"
+    self._waited,self._start,self._since = 0.,*[time.perf_counter()]*2
 
 @patch
-def before_batch(self:DataWait): self._waited += time.perf_counter() - self._since
+def before_batch(self:DataWait):
+    "The wait is over"
+    self._waited += time.perf_counter() - self._since
+
+# %% ../nbs/api/05a_scale.ipynb #03169ebd
+@patch
+def after_batch(self:DataWait):
+    "The next wait begins"
+    self._since = time.perf_counter()
 
 @patch
-def after_batch(self:DataWait): self._since = time.perf_counter()
-
-@patch
-def after_train(self:DataWait): self.share = self._waited / max(time.perf_counter()-self._start, 1e-9)
+def after_train(self:DataWait):
+    "The share of this epoch"
+    self.share = self._waited / max(time.perf_counter()-self._start, 1e-9)
 
 @patch
 def after_fit(self:DataWait):
+    "Take the column away"
     if self.learn is not None: self.learn.metrics = [m for m in self.learn.metrics if m is not self._col]
 
 # %% ../nbs/api/05a_scale.ipynb #8f6479a9

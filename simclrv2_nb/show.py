@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt, numpy as np, torch
 from torch import Tensor
 import torch.nn.functional as F
 
-# %% ../nbs/api/11_show.ipynb #5e148765
+# %% ../nbs/api/11_show.ipynb #fbb96184
 # Okabe and Ito's palette, told apart by colour-blind readers; one colour a protocol on every page
 protocol_colours = dict(supervised='#000000', linear_probe='#56B4E9', finetune_layer0='#0072B2', finetune_layer1='#D55E00',
                         self_distilled='#009E73', distilled_half_width='#CC79A7')
@@ -36,7 +36,7 @@ def _picture(x):
     x = (x/255 if x.dtype == torch.uint8 else x.float().clamp(0, 1)).numpy()
     return x[:3].transpose(1,2,0) if len(x) > 2 else x[0]
 
-# %% ../nbs/api/11_show.ipynb #258a72f2
+# %% ../nbs/api/11_show.ipynb #51cb4084
 def show_pairs(
     a:Tensor, # First views, N×C×H×W: float in [0,1], or uint8
     b:Tensor, # Second views of the same images
@@ -53,7 +53,9 @@ def show_pairs(
         for k,(v,row) in enumerate(zip((a,b), part.subplots(2, cols, squeeze=False))):
             for ax in row: ax.axis('off')
             row[0].text(-.06, .5, f'view {k+1}', transform=row[0].transAxes, rotation=90, ha='right', va='center', fontsize=8)
-            for ax,img in zip(row, v[r*cols:min(n, (r+1)*cols)]): ax.imshow(_picture(img), cmap='gray', vmin=0, vmax=1)
+            for ax,img in zip(row, v[r*cols:min(n, (r+1)*cols)]):
+                ax.imshow(_picture(img), cmap='gray', vmin=0, vmax=1)
+                ax.axis('on'); ax.set(xticks=[], yticks=[]); ax.spines[:].set(visible=True, color='#dddddd')     # or a white view were not to be seen
     return fig
 
 # %% ../nbs/api/11_show.ipynb #1983e70f
@@ -146,7 +148,7 @@ def plot_embedding(
     axs[0,-1].legend(loc='center left', bbox_to_anchor=(1, .5), markerscale=2.5, fontsize=8, handletextpad=.2)
     return fig
 
-# %% ../nbs/api/11_show.ipynb #a49a9136
+# %% ../nbs/api/11_show.ipynb #c46f2b3d
 def _looks(names):
     "Colour, marker and legend of each protocol; the markers say it again, for print in black and white"
     others = [n for n in names if n not in protocol_colours]

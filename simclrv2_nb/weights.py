@@ -25,14 +25,15 @@ def _head_args(model):
     res = dict(in_features=model.encoder.num_features, num_layers=k if whole else k+1)
     return dict(res, out_features=layers[-1][0].out_features) if whole else res
 
-# %% ../nbs/api/10_weights.ipynb #065e944d
+# %% ../nbs/api/10_weights.ipynb #0a6da3f7
 def _architecture(model):
     "What `load` needs to build `model` again"
     if type(model) not in (SimCLRModel, Classifier):
         raise TypeError(f'model must be a SimCLRModel or a Classifier, got {type(model).__name__}: take it out of its wrapper, or save its `state_dict` with safetensors')
     for name,part,cls in [('encoder', model.encoder, ResNet)] + [('head', model.head, ProjectionHead)]*isinstance(model, SimCLRModel):
         if type(part) is not cls:
-            raise TypeError(f"the model's {name} must be a {cls.__name__}, got {type(part).__name__}: save the model's `state_dict` with safetensors, and build the model in code")
+            whose = f"{type(part).__module__.split('.')[0]}'s " if type(part).__name__ == cls.__name__ else ''
+            raise TypeError(f"the model's {name} must be a {cls.__name__}, got {whose}{type(part).__name__}: save the model's `state_dict` with safetensors, and build the model in code")
     arch = dict(kind=type(model).__name__, encoder=model.encoder.config, head=_head_args(model), resize_kernel=model.resize_kernel)
     if isinstance(model, Classifier): return dict(arch, from_layer=model.from_layer, num_classes=model.supervised.out_features)
     lin = model.supervised

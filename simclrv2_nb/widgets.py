@@ -18,7 +18,7 @@ from torch import Tensor
 from fastcore.basics import patch
 from .augment import SimCLRAugment, check_images
 
-# %% ../nbs/api/11a_widgets.ipynb #c0cc9931
+# %% ../nbs/api/11a_widgets.ipynb #3c0bbab2
 class Explorer(ipywidgets.VBox):
     "Controls, a picture that follows them, and a line of text"
     def __init__(self,
@@ -27,7 +27,8 @@ class Explorer(ipywidgets.VBox):
     ):
         if not controls: raise ValueError('controls is empty: give at least one widget with a value')
         self.draw,self.controls = draw,controls
-        self.picture,self.note = ipywidgets.Image(format='png'),ipywidgets.HTML()
+        self.picture = ipywidgets.Image(format='png', layout={'align_self':'flex-start', 'max_width':'100%'})      # pixel for pixel, not stretched
+        self.note = ipywidgets.HTML()
         super().__init__([*controls.values(), self.picture, self.note])
         self._show(*self._draw())                    # an error here is the caller's: let it be raised
         for c in controls.values(): c.observe(self._moved, 'value')
@@ -87,14 +88,15 @@ def still(self:Explorer,
     "The picture for some values; the controls stay where they are"
     return Still(_png(self._draw(**values)[0]))
 
-# %% ../nbs/api/11a_widgets.ipynb #e8a758a4
+# %% ../nbs/api/11a_widgets.ipynb #c7ea9a81
 def _small(im):
     "A picture as a data URI: WebP, where Pillow can, is a third of a PNG"
-    kind = 'webp' if pil_features.check('webp') else 'png'
-    im.convert('RGB').save(b := io.BytesIO(), kind, quality=80)
-    return f'data:image/{kind};base64,{base64.b64encode(b.getvalue()).decode()}'
+    kind, ways = ('webp', (dict(quality=70), dict(lossless=True))) if pil_features.check('webp') else ('png', ({},))
+    def packed(**kw): im.convert('RGB').save(b := io.BytesIO(), kind, **kw); return b.getvalue()
+    data = min((packed(**o) for o in ways), key=len)           # photographs are smaller with losses, charts without
+    return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
-# %% ../nbs/api/11a_widgets.ipynb #f2d32c24
+# %% ../nbs/api/11a_widgets.ipynb #3fae31e8
 _ONE = "for(const[i,o]of[...this.closest('figure').querySelectorAll('div')].entries())o.style.display=i==this.value?'':'none'"
 
 @patch
@@ -110,7 +112,8 @@ def frames(self:Explorer,
         title = f'{name} = {v:.3g}' if isinstance(v, float) else f'{name} = {v}'
         return (f'<div{" style=display:none" if i else ""}><b>{escape(title)}</b><br><img alt="{escape(f"{title}: {text}")}" '
                 f'style="max-width:100%" src="{_small(im)}"><br>{escape(text)}</div>')
-    slider = f'<input type="range" min="0" max="{len(values)-1}" value="0" aria-label="{escape(name)}" style="width:20em" oninput="{_ONE}">'
+    # with data-lm-…, JupyterLab leaves the arrow keys to the slider
+    slider = f'<input type="range" data-lm-suppress-shortcuts="true" min="0" max="{len(values)-1}" value="0" aria-label="{escape(name)}" style="width:20em;max-width:100%" oninput="{_ONE}">'
     return HTML(f'<figure style="margin:0">{slider}{"".join(frame(i,v) for i,v in enumerate(values))}</figure>')
 
 # %% ../nbs/api/11a_widgets.ipynb #e8b01206
@@ -120,7 +123,7 @@ def _repr_mimebundle_(self:Explorer, **kwargs):
     bundle = ipywidgets.VBox._repr_mimebundle_(self, **kwargs) | {'text/plain': repr(self)}
     return bundle | {'image/png': base64.b64encode(self.picture.value).decode()}
 
-# %% ../nbs/api/11a_widgets.ipynb #e9ad2142
+# %% ../nbs/api/11a_widgets.ipynb #7a633c47
 def _rgb(x):
     "Images N×C×H×W, uint8 or in [0,1], as uint8 arrays N×H×W×3"
     x = x.detach().as_subclass(Tensor).cpu()
@@ -128,38 +131,48 @@ def _rgb(x):
     x = x[:,:3] if x.shape[1] > 2 else x[:,:1].expand(-1,3,-1,-1)
     return x.permute(0,2,3,1).numpy()
 
+def _side(big):
+    "A whole number of times the side of the images, near 84 pixels; large images are made smaller"
+    return 84 if big > 126 else big*max(1, round(84/big))
+
 def _tile(a, side):
     "An array H×W×3 as a picture of at most `side` pixels, enlarged by a whole number or made smaller"
     im, big = Image.fromarray(a), max(a.shape[:2])
     if big > side: return im.resize([max(1, round(o*side/big)) for o in im.size], Image.BOX)
     return im.resize([o*(side//big) for o in im.size], Image.NEAREST)
 
-# %% ../nbs/api/11a_widgets.ipynb #ae621a25
+# %% ../nbs/api/11a_widgets.ipynb #1d062166
 def _font(size):
     "The font that the site's other pictures are labelled with"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path())/'fonts'/'ttf'/'DejaVuSans.ttf'), size)
 
-# %% ../nbs/api/11a_widgets.ipynb #e5b400d5
-def _sheet(rows, titles=(), side=84, gap=6):
-    "Rows of (array H×W×3, caption, colour of its frame or None), each row with a title to its left"
-    font = _font(11)
+def _fit(text, font, width):
+    "As much of a text as `width` pixels hold"
+    if font.getlength(text) <= width: return text
+    return next(o for n in range(len(text), -1, -1) if font.getlength(o := text[:n]+'…') <= width or not n)
+
+# %% ../nbs/api/11a_widgets.ipynb #b829905d
+def _sheet(rows, titles=(), side=None, gap=6):
+    "Rows of (array H×W×3, caption, colour of its frame or None), or of None for a place left empty; each row with a title to its left"
+    font, side = _font(11), side or _side(max(max(o[0].shape[:2]) for row in rows for o in row if o))
     left = max([font.getlength(t) for t in titles], default=0) + 2*gap
-    below = 16 if any(c for row in rows for _,c,_ in row) else 0
+    below = 18 if any(o[1] for row in rows for o in row if o) else 0
     w, h = side+2*gap, side+gap+below
     im = Image.new('RGB', (int(left + w*max(map(len, rows))), int(h*len(rows)+gap)), 'white')
     d = ImageDraw.Draw(im)
     for r,row in enumerate(rows):
         y = gap + r*h
         if r < len(titles): d.text((gap, y+side/2), titles[r], 'black', font, anchor='lm')
-        for c,(a,caption,colour) in enumerate(row):
+        for c,(a,caption,colour) in ((c,o) for c,o in enumerate(row) if o):
             x, t = int(left + c*w), _tile(a, side)
             x0, y0 = x + (side-t.width)//2, y + (side-t.height)//2
-            if colour: d.rectangle((x0-4, y0-4, x0+t.width+3, y0+t.height+3), fill=colour)
+            b = 4 if colour else 1                       # a thin line, or a white image were not to be seen
+            d.rectangle((x0-b, y0-b, x0+t.width+b-1, y0+t.height+b-1), fill=colour or '#dddddd')
             im.paste(t, (x0, y0))
-            if caption: d.text((x+side/2, y+side+4), caption, 'black', font, anchor='mt')
+            if caption: d.text((x+side/2, y+side+4), _fit(caption, font, w-2), 'black', font, anchor='ma')
     return im
 
-# %% ../nbs/api/11a_widgets.ipynb #e34e9d50
+# %% ../nbs/api/11a_widgets.ipynb #03fafcde
 def _checked_images(x, n):
     "The first `n` images of `x`, float in [0,1]"
     if n < 1: raise ValueError(f'n must be ≥ 1, got {n}')
@@ -168,13 +181,13 @@ def _checked_images(x, n):
 
 def _slider(kind, value, name, lo, hi, step, **kw):
     "A slider wide enough to aim with"
-    return kind(value, min=lo, max=hi, step=step, description=name, style={'description_width':'7em'}, layout={'width':'32em'}, **kw)
+    return kind(value, min=lo, max=hi, step=step, description=name, style={'description_width':'7em'}, layout={'width':'32em', 'max_width':'100%'}, **kw)
 
-# %% ../nbs/api/11a_widgets.ipynb #e0a6f16e
+# %% ../nbs/api/11a_widgets.ipynb #79ed2b90
 def augment_widget(
     x:Tensor, # Images, N×C×H×W: uint8, or float in [0,1]
     n:int=8, # How many of them are shown
-    strength:float=1., # Of the colour ops, to begin with; the rest are `SimCLRAugment`'s as well
+    strength:float=1., # Of the colour ops, to begin with; the rest are SimCLRAugment's as well
     min_scale:float=0.08, # Smallest share of the area that a crop takes
     blur:bool=None, # Blur half of the views; None: if they have more than 32 pixels
     seed:int=0 # Of everything random
@@ -238,7 +251,7 @@ def _background(self:_Temperature):
     self.fig.canvas.draw()
     self.still = self.fig.canvas.copy_from_bbox(self.fig.bbox)
 
-# %% ../nbs/api/11a_widgets.ipynb #1ba1ef46
+# %% ../nbs/api/11a_widgets.ipynb #988796a1
 @patch
 def __call__(self:_Temperature, temperature, row):
     "The figure for this temperature, with one row of the softmax as bars"
@@ -253,7 +266,7 @@ def __call__(self:_Temperature, temperature, row):
     for o in self.moving: self.fig.draw_artist(o)
     return Image.fromarray(np.asarray(self.fig.canvas.buffer_rgba())[...,:3].copy()), _in_words(p[row], row, partner, pairs)
 
-# %% ../nbs/api/11a_widgets.ipynb #074c6bf2
+# %% ../nbs/api/11a_widgets.ipynb #ea72be19
 def _effective(q):
     "How many equal shares would be as uncertain as the shares `q`: the exponential of the entropy"
     q = q/q.sum()
@@ -262,9 +275,9 @@ def _effective(q):
 def _in_words(p, row, partner, pairs):
     k = torch.arange(len(p)); q = p[(k != row) & (k != partner)]
     return (f'Loss {pairs.mean():.3f} nats, guessing {np.log(len(p)-1):.3f} (dotted). Row {row} gives its other view {p[partner]:.0%}'
-            + (f'; the rest goes to {_effective(q):.1f} of {len(q)} negatives, as it were.' if len(q) and q.sum() > 0 else '.'))
+            + (f'; the rest is shared, in effect, by {_effective(q):.1f} of {len(q)} negatives.' if len(q) and q.sum() > 0 else '.'))
 
-# %% ../nbs/api/11a_widgets.ipynb #66fdf0f0
+# %% ../nbs/api/11a_widgets.ipynb #e53c405d
 def temperature_widget(
     z:Tensor, # Projections, 2N×d: first views, then second views; up to 128 rows
     temperature:float=0.1, # τ to begin with, 0.01 … 10
@@ -276,7 +289,8 @@ def temperature_widget(
     if not 0.01 <= temperature <= 10: raise ValueError(f'temperature must be in [0.01,10], got {temperature}')
     if not 0 <= row < len(z): raise ValueError(f'row must be 0 … {len(z)-1}, got {row}')
     z = z.detach().as_subclass(Tensor).cpu()
-    tau = ipywidgets.FloatLogSlider(temperature, base=10, min=-2, max=1, step=.05, description='temperature', readout_format='.3f', style={'description_width':'7em'}, layout={'width':'32em'})
+    def log_slider(value, min, max, **kw): return ipywidgets.FloatLogSlider(value, base=10, min=np.log10(min), max=np.log10(max), readout_format='.3f', **kw)
+    tau = _slider(log_slider, temperature, 'temperature', .01, 10, .05)
     return Explorer(_Temperature(z if z.dtype == torch.float64 else z.float()), temperature=tau, row=_slider(ipywidgets.IntSlider, row, 'row', 0, len(z)-1, 1))
 
 # %% ../nbs/api/11a_widgets.ipynb #b9a113c0
@@ -302,7 +316,7 @@ def _checked_labels(y, vocab, n):
     if y is not None and vocab is not None and y.max() >= len(vocab): raise ValueError(f'vocab has {len(vocab)} names, but y goes up to {y.max()}')
     return y
 
-# %% ../nbs/api/11a_widgets.ipynb #c0bf3dcf
+# %% ../nbs/api/11a_widgets.ipynb #71f4c2da
 def neighbours_widget(
     x:Tensor, # Images, N×C×H×W: uint8, or float in [0,1]
     features, # N×d, or several of them by name: {'h': …, 'z': …}
@@ -321,20 +335,19 @@ def neighbours_widget(
         s, i = _nearest(hs[features], image, k)
         return _sheet(_rows(x, image, i, s, y, vocab)), _agreement(image, i, y, vocab, features)
     return Explorer(draw, image=_slider(ipywidgets.IntSlider, image, 'image', 0, len(x)-1, 1), k=_slider(ipywidgets.IntSlider, k, 'k', 1, most, 1),
-        features=ipywidgets.ToggleButtons(options=list(hs), description='features', style={'description_width':'7em','button_width':'7em'}))
+        features=ipywidgets.ToggleButtons(options=list(hs), description='features', style={'description_width':'7em','button_width':'7em'}, layout={'width':'auto'}))
 
-# %% ../nbs/api/11a_widgets.ipynb #d68acccb
+# %% ../nbs/api/11a_widgets.ipynb #9b3b070b
 def _name(c, vocab): return '?' if c < 0 else str(c) if vocab is None else str(vocab[c])
 
 def _rows(x, image, near, s, y, vocab, cols=6):
     "The query, and the neighbours in rows of `cols`"
     def colour(i): return None if y is None or y[i] < 0 or y[image] < 0 else '#0072B2' if y[i] == y[image] else '#D55E00'
-    def caption(i, c): return f'{c:.2f}' + ('' if y is None else f' {_name(int(y[i]), vocab)}')[:11]
+    def caption(i, c): return f'{c:.2f}' + ('' if y is None else f' {_name(int(y[i]), vocab)}')
     a = _rgb(x[near])
     tiles = [(o, caption(i, c), colour(i)) for o,i,c in zip(a, near.tolist(), s.tolist())]
-    blank = np.full((1,1,3), 255, np.uint8), '', None
     query = _rgb(x[image:image+1])[0], 'query', None
-    return [[query if r == 0 else blank, *tiles[r:r+cols]] for r in range(0, len(tiles), cols)]
+    return [[query if r == 0 else None, *tiles[r:r+cols]] for r in range(0, len(tiles), cols)]
 
 def _agreement(image, near, y, vocab, features):
     "How many neighbours share the query's class"

@@ -205,6 +205,57 @@ def test_a_test_set_of_its_own(photos, tmp_path):
         draw(tmp_path/'test2'/'schief'/'1.png', 0, 1); draw(tmp_path/'test2'/'quer'/'1.png', 0, 1)
         flow.evaluate(run, test=tmp_path/'test2', **kw)
 
+def test_a_mistake_is_not_remembered(photos, tmp_path):
+    "A value that cannot be is refused before anything is written, and the next command does not inherit it"
+    from simclrv2_nb import flow
+    run, kw = tmp_path/'run', dict(cache=tmp_path/'cache', say=lambda s: None)
+    for bad,word in ((dict(temperature=0), 'temperature must be > 0'), (dict(lr=-1), 'lr must be > 0'), (dict(strength=9), 'strength must be in'), (dict(blur=7), 'blur must be true or false'), (dict(queue=-1), 'queue must be ≥ 0')):
+        with pytest.raises(ValueError, match=word): flow.pretrain(photos, run, **kw, **{**TINY, **bad})
+        assert not run.exists()
+    with pytest.raises(ValueError, match='warmup'): flow.pretrain(photos, run, **kw, **{**TINY, 'epochs': 1, 'warmup': 3})       # found by the learner
+    flow.pretrain(photos, run, **kw, **{**TINY, 'epochs': 1})
+    for bad,word in ((dict(from_layer=9), 'from_layer must be 0 … 3'), (dict(from_layer='choos'), "or 'choose', got 'choos'"), (dict(lr=-1), 'lr must be > 0'), (dict(epochs=0), 'epochs must be ≥ 1'), (dict(opt='sgd'), 'opt must be'), (dict(test_share=1), 'test_share must be in')):
+        with pytest.raises(ValueError, match=word): flow.finetune(run, 'folder', **kw, **{'per_class': 2, 'steps': 1, **bad})
+    assert 'finetune' not in json.loads((run/'config.json').read_text())
+    flow.finetune(run, 'folder', per_class=2, steps=1, epochs=1, **kw)
+    with pytest.raises(ValueError, match='temperature must be > 0'): flow.distill(run, epochs=1, temperature=0, **kw)
+    flow.distill(run, 'r18_0.03125x_sk0', epochs=1, **kw)
+
+def test_sources_and_words(photos, tmp_path, monkeypatch):
+    "The run folder is no source of images, the word 'folder' no path, an empty table an error in words; one label a class; a test set without labels"
+    from simclrv2_nb import flow
+    kw = dict(cache=tmp_path/'cache', say=lambda s: None)
+    with pytest.raises(ValueError, match='would lie in the folder of images'): flow.pretrain(photos, photos/'run', **kw, **TINY)
+    assert not (photos/'run').exists()
+    (tmp_path/'empty.csv').write_text('')
+    with pytest.raises(ValueError, match='no CSV file that can be read'): flow.pretrain(tmp_path/'empty.csv', tmp_path/'r', **kw, **TINY)
+    monkeypatch.chdir(tmp_path); (tmp_path/'folder').mkdir()
+    flow.pretrain(photos, tmp_path/'run', **kw, **{**TINY, 'epochs': 1})
+    (tmp_path/'flat').mkdir(); draw(tmp_path/'flat'/'1.png', 0, 1)
+    with pytest.raises(ValueError, match='test has no labels'): flow.finetune(tmp_path/'run', 'folder', test=tmp_path/'flat', **kw)
+    (tmp_path/'two.csv').write_text('file,label\nquer/bild 1.png,a\nhoch é/bild 1.png,b\nnowhere.png,b\n', encoding='utf-8')
+    said = []
+    flow.finetune(tmp_path/'run', tmp_path/'two.csv', steps=1, epochs=1, cache=tmp_path/'cache', say=said.append)
+    assert any(s.startswith('warning: labels that match no file: 1') for s in said) and 'nowhere.png' in (tmp_path/'run'/'log.txt').read_text(encoding='utf-8'), said
+    with pytest.raises(ValueError, match='no labelled images are left for testing'): flow.evaluate(tmp_path/'run', **kw)
+
+def test_sizes_are_seen_in_any_source(photos):
+    "Also of torchvision's data sets: the side, not the number of channels"
+    from simclrv2_nb import flow
+    from torch.utils.data import Subset
+    from torchvision.datasets import ImageFolder
+    class Arrays: data, targets = np.zeros((40,96,96,3), np.uint8), [0]*40
+    folder = ImageFolder(photos)
+    assert [flow._peek(o) for o in (Arrays(), folder, Subset(folder, range(30)), str(photos), photos)] == [(40, 96), (40, 40), (30, 40), (40, 40), (40, 40)]
+
+def test_card_tells_no_paths(finished, photos):
+    "What is shipped does not say where files lay; and a student is no larger than its teacher unless asked for"
+    from simclrv2_nb import flow
+    card = (finished[0]/'export'/'README.md').read_text(encoding='utf-8')
+    assert str(photos.parent) not in card and 'pretrain.encoder' in card and '| None |' not in card
+    assert flow.own_recipe(50, 160)['distill']['student'].value == 'same'
+    assert all(k.reason and k.source for r in [*flow.recipes.values(), flow.own_recipe(99, 99)] for s in ('pretrain','finetune','distill') for k in r[s].values())
+
 @pytest.mark.parametrize('make,kw,word', [
     (lambda f: None, {}, 'no such folder'), (lambda f: f.mkdir(), {}, 'no images in'),
     (lambda f: [draw(f/'a'/'1.png', 0, 1), (f/'a'/'2.png').write_bytes(b'')], {}, '1 of 2 images cannot be read'),

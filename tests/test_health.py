@@ -4,6 +4,7 @@ from copy import deepcopy
 from unittest import mock
 import numpy as np, pytest, torch, torch.nn as nn
 from fastai.callback.core import Callback
+from fastai.callback.hook import layer_info          # gives learners their `summary`
 from fastai.callback.schedule import ParamScheduler, SchedLin
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
@@ -210,6 +211,15 @@ def test_validate_and_get_preds():
     assert learn.health.history == history and len(z) == 48 and len(learn.metrics) == 1
     assert [got[2+i] for i in range(4)] == [history[-1][k] for k in PANEL[1:]]
 
+def test_before_the_first_fit():
+    "`validate` and `summary` come before there is an optimizer; `summary` asks for predictions, which are no pairs of views"
+    learn = learner(Health(warn=False)); model = state(learn)
+    with learn.no_bar():
+        assert len(learn.validate()) == 2 + len(PANEL)-1 + len(JUDGED)
+        assert 'Tiny' in str(learn.summary())
+        fit(learn, 1); str(learn.summary())
+    assert len(learn.health.history) == 1 and len(learn.metrics) == 1 and not learn.model.encoder._forward_hooks and model.keys() == state(learn).keys()
+
 def test_export(tmp_path):
     learn = learner(Health((data.train_x[:2000], data.train_y[:2000], data.test_x[:500], data.test_y[:500]), warn=False)); fit(learn, 1)
     learn.path = tmp_path; learn.export()
@@ -348,7 +358,7 @@ def test_bad_numbers(kw, says):
 
 def test_bad_probe_data():
     x, y = data.train_x[:20], data.train_y[:20]
-    for bad,says in ((x, 'must be \\(train_x'), ((x,y), 'got tuple of 2'), ((x,y,x,y[:5]), 'got 20 test_x and test_y of shape \\(5,\\)'), ((x,y.float(),x,y), 'torch.float32'), ((x,0*y,x,y), 'two classes or more'), ((x,y,x,0*y-1), 'got 0 labels of 0 classes in test_y')):
+    for bad,says in ((x, 'must be \\(train_x'), ((x,y), 'got tuple of 2'), ((x,y,x,y[:5]), 'got 20 test_x and test_y of shape \\(5,\\)'), ((x,y.float(),x,y), 'torch.float32'), ((x,None,x,y), 'got no train_y'), ((x,0*y,x,y), 'two classes or more'), ((x,y,x,0*y-1), 'got 0 labels of 0 classes in test_y')):
         with pytest.raises(ValueError, match=says): Health(bad)
 
 def test_a_model_of_another_kind():

@@ -269,9 +269,9 @@ def test_old_sets_are_removed_first(pics, tmp_path):
     assert used.decoded == 0
     before = used.x.copy()
     left = ic.trim_cache(1e-9, cache, keep=[used.folder])
-    assert [o.parent for o in cache.glob('*px*-v1/*/images.u8')] == [used.folder] and left > 0
+    assert [o.parent for o in cache.glob('*px*-v2/*/images.u8')] == [used.folder] and left > 0
     ic.trim_cache(0, cache)
-    assert not list(cache.glob('*px*-v1/*/images.u8')) and (mine/'images.u8').exists()
+    assert not list(cache.glob('*px*-v2/*/images.u8')) and (mine/'images.u8').exists()
     assert (used.x == before).all()                          # what is mapped stays until it is let go
 
 def test_a_set_larger_than_the_limit_is_refused(pics, tmp_path, monkeypatch):

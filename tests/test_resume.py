@@ -35,6 +35,18 @@ def adam(images, seed):
     learn = Learner(image_dls(images[:80], bs=16, device='cpu'), _network(), loss_func=NTXentLoss(.2), cbs=SimCLR())
     return learn, lambda cb: learn.fit_one_cycle(20, 1e-2, cbs=cb), None
 
+def everything(images, seed):
+    "bfloat16, micro-batches, queue and moving average, health panel with probe: a checkpoint every second step"
+    from fastai.callback.channelslast import ChannelsLast
+    from simclrv2_nb.data import image_dls
+    from simclrv2_nb.health import Health
+    from simclrv2_nb.pretrain import pretrain_learner
+    from simclrv2_nb.scale import CPUMixedPrecision, GradCache, NegativeQueue
+    y = images[:,0].sum((1,2))%2                                                  # some labels
+    cbs = [Health(knn_every=2, n_images=24, warn=False), NegativeQueue(64, .9), GradCache(6)]
+    learn = pretrain_learner(image_dls((images[:64], y[:64]), (images[64:], y[64:]), bs=16, device='cpu'), _encoder(), cbs=cbs, precision=[ChannelsLast(), CPUMixedPrecision()])
+    return learn, lambda cb: learn.fit_warmup_cosine(5, .5, cbs=cb), 2
+
 def workers(images, seed):
     "Random changes to single images, in a worker process: a checkpoint every second step"
     from fastai.vision.all import Learner, DataLoaders, TfmdDL, SGD
@@ -152,11 +164,11 @@ def driver(tmp):
     warnings.filterwarnings('ignore', message='.*torch.jit')
     import torch
     from fastai.vision.all import Learner              # so that children need not import
-    import simclrv2_nb.resume, simclrv2_nb.pretrain
+    import simclrv2_nb.resume, simclrv2_nb.pretrain, simclrv2_nb.health, fastai.callback.channelslast
     from simclrv2_nb.data import fashion_mnist_sample
     torch.set_num_threads(1)
     images, rnd, tmp, killed = fashion_mnist_sample().train_x[:96], random.Random(0), Path(tmp), 0
-    for make, kills in ((lars, KILLS), (adam, 6), (workers, 3)):
+    for make, kills in ((lars, KILLS), (adam, 4), (everything, 6), (workers, 3)):
         start = time.time()
         assert life(make, images, tmp/f'{make.__name__}_whole') == 0
         took = time.time() - start

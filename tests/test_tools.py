@@ -53,6 +53,10 @@ def test_links(tool, tmp_path, url, why):
     pages = {p: o for o in (a, b) for p in (o.path, o.html)}
     assert a.links == [url] and t.broken(a, url, pages, 'https://site', base) == why
 
+@pytest.mark.parametrize('src, nested', [('[[`f`](https://a/b.html#f)](b.ipynb)', 1), ('[see [`f`](https://a) there](#x)', 1),
+    ('[`f`](https://a) and [g](b.ipynb)', 0), ('```\n[[`f`](a)](b)\n```', 0), ('([`f`](https://a)) [h](b)', 0)])
+def test_links_within_links(tool, tmp_path, src, nested): assert len(tool('check_docs').Page(tmp_path, [src]).nested) == nested
+
 def test_text_beside_the_title_is_told(tool, tmp_path):
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=[md('# Title\n\n> Summary\n\nLost.')])))
     assert tool('check_docs').lost_text(tmp_path/'a.ipynb') == ['Lost.']

@@ -2,7 +2,7 @@
 """Process every page of the docs as nbdev does before Quarto, then check that every internal link resolves.
 
 Checked: links and pictures in the pages (also those nbdev made of back-ticked names), anchors, and the relative
-links of the Markdown files at the root. Also told: text that would be lost from the site. Exit status 1 if a page cannot be processed or a link is broken.
+links of the Markdown files at the root. Also told: links within links (nbdev links names that stand in back-ticks), and text that would be lost from the site. Exit status 1 if a page cannot be processed or a link is broken.
 """
 import argparse, json, os, re, sys
 from pathlib import Path
@@ -13,6 +13,7 @@ root = Path(__file__).resolve().parent.parent
 FENCE = re.compile(r'^\s*(`{3,}|~{3,})')
 LINK = re.compile(r'\]\(\s*(<[^>]*>|[^()\s]*(?:\([^()]*\)[^()\s]*)*)(?:\s+"[^"]*")?\s*\)')
 REFERENCE = re.compile(r'^\s*\[[^\]^]+\]:\s+(\S+)')
+NESTED = re.compile(r'\[[^\[\]]*\[`[^`]*`\]\([^)]*\)[^\[\]]*\]\(')
 HTML_LINK = re.compile(r'''<(?:a|img|source|video|iframe)\b[^>]*?\b(?:href|src)=["']([^"']+)''')
 HTML_ID = re.compile(r'''<[a-z]\w*\b[^>]*?\b(?:id|name)=["']([^"']+)''')
 HEADING = re.compile(r'^ {0,3}#{1,6}\s+(.*?)\s*#*\s*$')
@@ -35,7 +36,7 @@ def github_slug(heading):
 class Page:
     "Links and anchors of one page"
     def __init__(self, path, pieces, slug=slug):
-        self.path, self.links, self.ids, count = path, [], set(), {}
+        self.path, self.links, self.nested, self.ids, count = path, [], [], set(), {}
         for piece in pieces:
             fence = None
             for line in piece.splitlines():
@@ -44,6 +45,7 @@ class Page:
                     if m and m[1].startswith(fence) and line.strip() == m[1]: fence = None
                     continue
                 if m: fence = m[1]; continue
+                self.nested += NESTED.findall(line)
                 plain = re.sub(r'(`+)[^`].*?\1', '``', line)
                 self.links += LINK.findall(plain) + REFERENCE.findall(plain) + HTML_LINK.findall(plain)
                 self.ids |= set(HTML_ID.findall(plain)) | set(EXPLICIT_ID.findall(plain))
@@ -116,6 +118,7 @@ def main():
             count += 1
             why = broken(page, url, known, site if base == cache else None, base)
             if why: bad.append(f'{page.path.relative_to(base)}: {url}: {why}')
+    bad += [f'{o.path.relative_to(cache)}: {l}…: a link within a link; nbdev links back-ticked names itself, so leave the outer one out' for o in docs for l in o.nested]
     for p in sorted(source):
         if not any(o[0] in '._' for o in p.parts) and (lost := lost_text(cfg.nbs_path/p)):
             bad.append(f'{p}: the title cell holds more than title and summary, which the site drops: {lost[0][:60]!r}; move it to a cell of its own')
