@@ -69,8 +69,9 @@ class _Chunked(torch.autograd.Function):
         ctx.save_for_backward(None if grad is None else grad.mul_(temperature**-0.5))
         return total
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad): return grad*ctx.saved_tensors[0], None, None, None, None
+    def backward(ctx, grad):
+        if torch.is_grad_enabled(): raise RuntimeError('the loss in chunks has no second derivative: for that, pass nt_xent a chunk_size of 2N or more')
+        return grad*ctx.saved_tensors[0], None, None, None, None
 
 # %% ../nbs/api/04_loss.ipynb #cc98c59d
 def _rows_at_a_time(n):
@@ -81,7 +82,7 @@ def _sum(z, rows, temperature, chunk_size, queue):
     "Sum over `rows` of −log softmax of the other view among everybody else in `z` and `queue`"
     if queue is None and chunk_size is not None and chunk_size >= len(z): return _whole(z, rows, temperature)
     n = len(z) + (0 if queue is None else len(queue))
-    return _Chunked.apply(z, rows, temperature, chunk_size or _rows_at_a_time(n), queue)
+    return _Chunked.apply(z, rows, temperature, int(chunk_size or _rows_at_a_time(n)), queue)
 
 # %% ../nbs/api/04_loss.ipynb #e7185473
 class _Gather(torch.autograd.Function):
@@ -135,7 +136,7 @@ def _nt_xent(z, queue, temperature, normalize, directions, chunk_size, gather):
     "`nt_xent`; the rows of `queue`, if there is one, are further negatives"
     _check_z(z); _check_temperature(temperature)
     if directions not in ('mean','sum'): raise ValueError(f"directions must be 'mean' or 'sum', got {directions!r}")
-    if chunk_size is not None and chunk_size < 1: raise ValueError(f'chunk_size must be ≥ 1, got {chunk_size}')
+    if chunk_size is not None and (chunk_size < 1 or chunk_size % 1): raise ValueError(f'chunk_size must be a whole number ≥ 1, got {chunk_size}')
     with _full_precision(z):
         z = _wide(z)
         if queue is not None: queue = _wide(queue.detach()).to(z)
