@@ -188,6 +188,13 @@ def distillation_loss(
     s, t = _wide(student_logits)/temperature, _wide(teacher_logits.detach())/temperature
     return F.cross_entropy(s, t.softmax(1).to(s.dtype), reduction=reduction) * (temperature**2 if t_squared else 1)
 
+# %% ../nbs/api/04_loss.ipynb #a9c8b7d6
+def _labelled(y):
+    "How many rows have a label; of several processes, this one's share of all such rows, so that a label counts the same in each"
+    count = torch.stack([(y != -1).sum(), torch.ones_like(y).sum()])
+    if dist.is_available() and dist.is_initialized(): dist.all_reduce(count)
+    return count[0].clamp_min(1) * len(y) / count[1]
+
 # %% ../nbs/api/04_loss.ipynb #eeb53bd7
 class DistillLoss(nn.Module):
     "(1−α) · cross-entropy over the labelled rows + α · distillation over all rows, each a mean over its own rows (paper, eq. 3)"
@@ -209,6 +216,6 @@ class DistillLoss(nn.Module):
         if self.alpha == 1 or targets is None: return loss
         y = targets.as_subclass(Tensor).long()
         ce = F.cross_entropy(_wide(student_logits), y, ignore_index=-1, reduction='none')
-        if self.reduction == 'mean': ce = ce.sum() / (y != -1).sum().clamp_min(1)
+        if self.reduction == 'mean': ce = ce.sum() / _labelled(y)
         return loss + (1-self.alpha) * ce
     def extra_repr(self): return f'temperature={self.temperature}, alpha={self.alpha}'

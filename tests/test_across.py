@@ -60,14 +60,16 @@ def finetuning():
     from simclrv2_nb.head import SimCLRModel
     return finetune_learner(images(labels=True), SimCLRModel(*network()), augment=Mirror(), precision=None, lr=.5)
 
-def distilling():
-    import torch.nn as nn
+def distilling(unlabelled=0., **kw):
+    "With a share of `unlabelled` images, of which some process has more than another"
+    import torch, torch.nn as nn
     from simclrv2_nb.distill import distill_learner
     from simclrv2_nb.head import SimCLRModel, Classifier
     dls = images(labels=True)
+    if unlabelled: y = dls.train.dataset.y; y[torch.rand(len(y)) < unlabelled] = -1
     teacher = Classifier(SimCLRModel(*network()), 1, 10)
     nn.init.normal_(teacher.supervised.weight)
-    return distill_learner(dls, teacher, SimCLRModel(*network()), augment=Mirror(), precision=None, lr=.5)
+    return distill_learner(dls, teacher, SimCLRModel(*network()), augment=Mirror(), precision=None, lr=.5, **kw)
 
 def weights(m):
     import torch.nn as nn
@@ -107,6 +109,7 @@ def check_memory(tmp):
 
 def check_finetune(tmp): return apart(finetuning)
 def check_distill(tmp): return apart(distilling, worlds=(4,))
+def check_some_labels(tmp): return apart(distilling, unlabelled=.8, alpha=.3)
 
 def check_views(tmp):
     "Each process cuts differently; and one seed in the program decides"
@@ -211,7 +214,7 @@ def test_pretraining_in_double_precision(checks): same(checks('double'), 1e-10, 
 @pytest.mark.parametrize('name', ['cache','queue','both'])
 def test_gradcache_and_queue(checks, name): same(checks('memory')[name], 1e-5)
 
-@pytest.mark.parametrize('name', ['finetune','distill'])
+@pytest.mark.parametrize('name', ['finetune','distill','some_labels'])
 def test_the_other_stages(checks, name):
     r = checks(name)
     same(r, 1e-5)
