@@ -355,7 +355,7 @@ def _how(): return dict(bars=sys.stdout.isatty(), say=lambda s: print(s, flush=T
 def pretrain(
     source:str=typer.Argument(None, help="A folder, a CSV, or 'fashion-mnist-sample', 'fashion-mnist', 'cifar10', 'cifar100', 'stl10', 'imagenette'"), # None: that of the run or the config
     run:Path=_run_opt(), recipe:str=_opt('One of `simclrv2 recipes`; without it the one of the data set, or one computed for your images'), # see its help
-    dry_run:bool=typer.Option(False, '--dry-run', help='Say what would be done, with time and memory measured on five steps; write nothing'), # see its help
+    dry_run:bool=typer.Option(False, '--dry-run', help='Say what would be done, with time and memory measured on five steps; write nothing to the run folder'), # see its help
     epochs:int=_opt('Passes over all images'), bs:int=_opt('Images a step, over all processes'), size:int=_opt('Side of the images in pixels'), # see its help
     encoder:str=_opt("For instance 'r18_0.25x_sk0' or 'r50_1x_sk1': depth, width, selective kernels"), temperature:float=_opt('τ of the loss'), strength:float=_opt('Of the colour changes, 0 to 1.25'), # see its help
     lr:float=_opt('Peak learning rate; without it by the rule of the recipe'), labels:str=_opt("Only to watch the run with: 'folder', a CSV, or a folder of labelled pictures"), # see its help
@@ -432,7 +432,7 @@ def repeat(
 # %% ../nbs/api/12_cli.ipynb #8969d9a3
 @app.command(rich_help_panel='From pictures to a classifier')
 def recipes(
-    name:str=typer.Argument(None, help='One of them, with the reason and the source of every knob') # None: a line for each
+    name:str=typer.Argument(None, help='One of them, or your folder of pictures, with the reason and the source of every knob') # None: a line for each
 ):
     "The settings for known data sets, and where they come from"
     from simclrv2_nb import flow

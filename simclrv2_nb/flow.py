@@ -7,7 +7,7 @@ __all__ = ['Knob', 'recipes', 'STEPS', 'source_names', 'own_recipe', 'recipe_tab
            'finetune', 'distill', 'evaluate', 'export', 'repeat']
 
 # %% ../nbs/api/12a_flow.ipynb #c6c36d43
-import csv, difflib, hashlib, importlib.util, io, json, math, shutil, time, warnings
+import csv, difflib, hashlib, importlib.util, io, json, math, shlex, shutil, time, warnings
 from collections import namedtuple
 from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import datetime
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 from fastcore.basics import patch, AttrDict
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelTrainException
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed, default_device, rank_distrib, num_distrib
 
@@ -114,16 +114,18 @@ recipes['imagenet'] = {'about': 'Not run here. The authors report 71.7 % for a l
 def own_recipe(
     n:int, # Images
     px:int, # Their shorter side in pixels, the median
-    gpu:bool=False # Is there a GPU?
+    gpu:bool=False, # Is there a GPU?
+    size:int=None # Side of the square images; None: chosen for `px` and the machine
 )->dict: # A recipe
     "Settings for images that no recipe is named for"
-    size = 32 if px <= 48 else (128 if gpu and px > 96 else 64)
+    why = f'images of about {px} pixels, {"a GPU" if gpu else "no GPU"}' if size is None else 'given'
+    if size is None: size = 32 if px <= 48 else (128 if gpu and px > 96 else 64)
     bs = 2**int(math.log2(max(8, min(512 if gpu else 128, n//4))))
     epochs = min(400, max(12 if not gpu else 100, round(200_000/n)))
     enc = ('r18_1x_sk0' if n < 100_000 else 'r50_1x_sk0') if gpu else 'r18_0.25x_sk0'
     student = 'r18_0.5x_sk0' if gpu else 'same'
     own, issue = 'ours: a choice, not tuned', f'{_SIMCLR}, issue 166'
-    pre = _knobs(own, encoder=(enc, 'on a GPU' if gpu else 'what a laptop without a GPU trains in minutes'), size=(size, f'images of about {px} pixels, {"a GPU" if gpu else "no GPU"}'),
+    pre = _knobs(own, encoder=(enc, 'on a GPU' if gpu else 'what a laptop without a GPU trains in minutes'), size=(size, why),
                  epochs=(epochs, f'about 200 000 images in all; at least {100 if gpu else 12} epochs, at most 400'), bs=(bs, f'at least four steps an epoch of {n} images'),
                  warmup=(.1, 'a short run'), strength=(.5 if size <= 32 else .8, 'a short run: views that are a little easier'), blur=(size > 32, 'the reference: none up to 32 pixels'),
                  min_scale=(.2, 'small images: a crop of 8 % would show next to nothing'))
@@ -133,7 +135,7 @@ def own_recipe(
 
 # %% ../nbs/api/12a_flow.ipynb #66b145f4
 def recipe_table(
-    name=None, # Of a recipe, or a recipe: every knob with its reason and source; None: a line for each recipe
+    name=None, # Of a recipe, your folder or table of images, or a recipe: every knob with its reason and source; None: a line for each recipe
     step:str=None # 'pretrain', 'finetune' or 'distill'; None: all three
 )->str: # A Markdown table
     "The recipes, to read"
@@ -141,7 +143,7 @@ def recipe_table(
         cols = 'encoder size epochs bs lr_base lr_rule temperature strength blur'.split()
         rows = [(n, *(_short_value(r['pretrain'][c].value) for c in cols), 'yes' if r['about'].startswith('Run here') else 'no') for n,r in (recipes | {'own images': own_recipe(5000, 300)}).items()]
         return _markdown(['recipe', *cols, 'run here'], rows)
-    r = _recipe(name) if isinstance(name, str) else name
+    r = name if isinstance(name, dict) else _own(name) if name not in recipes and Path(name).exists() else _recipe(name)
     rows = [(s, k, _short_value(v.value), v.reason, v.source) for s in ([step] if step else ('pretrain','finetune','distill')) for k,v in r[s].items()]
     return f"{r['about']}\n\n" + _markdown(['step','knob','value','reason','source'], rows)
 
@@ -415,6 +417,10 @@ def _peek(source):
         except Exception: pass             # reported where files are read
     return len(files), sorted(sides)[len(sides)//2] if sides else 256
 
+def _own(images, size=None):
+    "The recipe for these images on this machine"
+    return own_recipe(*_peek(images), torch.device(default_device()).type == 'cuda', size)
+
 # %% ../nbs/api/12a_flow.ipynb #8cf140a0
 def _checksum(x, y=None):
     "Of the number of images, of 256 of them and of all labels: to see whether they are still the same"
@@ -483,6 +489,7 @@ def _fits(k, n):
     "Check the knobs against each other and against `n` images, before anything is trained"
     w = max(1, num_distrib())
     if k.bs > n: raise ValueError(f'bs={k.bs}, but there are {n} images: use bs={2**int(math.log2(n))} or less')
+    if k.bs < 2: raise ValueError(f'bs must be ≥ 2, got {k.bs}: an image that is alone has no negatives')
     if k.bs < 2*w or k.bs % w: raise ValueError(f'bs={k.bs} must be a multiple of the number of processes, {w}, and at least twice as much')
     if k.get('micro_batch') and k.micro_batch >= k.bs: raise ValueError(f'micro_batch={k.micro_batch} must be smaller than bs={k.bs}: leave it out to hold the whole batch')
     if k.get('micro_batch') and k.micro_batch < 2*w: raise ValueError(f'micro_batch={k.micro_batch} must be at least twice the number of processes, {w}')
@@ -586,6 +593,8 @@ def _pretrain_learner(k, im, bs):
                             lr=_peak(k), weight_decay=k.weight_decay, precision=_precision(k), cbs=cbs + _watch(k, im))
 
 # %% ../nbs/api/12a_flow.ipynb #55313e52
+_WATCHED = 100        # labelled images from which on kNN and the probe say something
+
 def _watch(k, im):
     "The health panel, and the share of time spent waiting for data, where they are"
     cbs = [scale.DataWait()] if hasattr(scale, 'DataWait') else []
@@ -593,7 +602,7 @@ def _watch(k, im):
     try: from simclrv2_nb.health import Health
     except ImportError: return cbs
     probe = None
-    if im.y is not None and (im.y >= 0).sum() >= 100:
+    if im.y is not None and (im.y >= 0).sum() >= _WATCHED:
         i = (im.y >= 0).nonzero()[:,0]; i = i[torch.randperm(len(i), generator=torch.Generator().manual_seed(0))[:2000]]
         a, b = i[:len(i)*3//4].sort()[0], i[len(i)*3//4:].sort()[0]
         probe = (im.x[a], im.y[a], im.x[b], im.y[b])
@@ -606,7 +615,7 @@ def pretrain(
     recipe:str=None, # One of `recipes`; None: the one of the data set, or `own_recipe`
     config=None, # The config.json of another run, to make the same again; knobs given here go before
     resume:bool=True, # Go on with an interrupted run; False: start anew, what is there is moved aside
-    dry_run:bool=False, # Say what would be done, measure five steps, write nothing
+    dry_run:bool=False, # Say what would be done, measure five steps, write nothing but the cache of decoded images
     cache=None, # Folder for decoded images; None: see `load_images`
     workers:int=None, # Processes that decode; None: as many as there are cores
     bars:bool=False, # fastai's progress bars and table instead of lines
@@ -620,7 +629,7 @@ def pretrain(
     im = open_source(images, k.size, k.channels, k.method, k.labels, k.max_bad, cache=cache, workers=workers)
     _same_images(run, k, im, config is not None or _begun(run, 'pretrain'))
     bs = _fits(k, len(im.x))
-    if dry_run: return _dry_run(run, k, im, bs)
+    if dry_run: return _dry_run(run, k, im, bs, resume)
     with _at_work(run, 'pretrain'):
         if resume and _done(run, 'pretrain'): run.say(f'{run.folder}: pretraining is finished, nothing is trained'); return weights.load(run.folder/'pretrain'/'model.safetensors')
         return _pretrain(run, k, im, bs, bars, resume)
@@ -633,14 +642,15 @@ def _pretrain_knobs(run, images, recipe, config, resume, given):
     if images is None:
         raise ValueError('images is missing: give a folder, a CSV, images in memory, or one of ' + ', '.join(source_names) + (' (those of the run were in memory)' if there else ''))
     if recipe is None: recipe = there.get('recipe', images if isinstance(images, str) and images in recipes else None)
-    r = own_recipe(*_peek(images), torch.device(default_device()).type == 'cuda') if recipe is None else _recipe(recipe)
+    held = isinstance(images, (Tensor, tuple)) or hasattr(images, 'x')      # in memory, of the size they are
+    r = _recipe(recipe) if recipe is not None else _own(images, _peek(images)[1] if held else given.get('size'))
     if recipe is not None: given = {'recipe': recipe, **given}
     src = _source_text(images)
     if isinstance(src, str) and Path(src).is_dir() and run.folder.resolve().is_relative_to(src):
         raise ValueError(f'the run folder {run.folder} would lie in the folder of images, {src}, and its pictures would count as images: give a run folder elsewhere')
     if src is not None: given = {'source': src, **given}
     k = _knobs_of(run, 'pretrain', given, r, resume, config)
-    if isinstance(images, (Tensor, tuple)) or hasattr(images, 'x'):
+    if held:
         x = images[0] if isinstance(images, tuple) else getattr(images, 'x', images)
         if given.get('size', x.shape[-1]) != x.shape[-1]: raise ValueError(f"size={given['size']}, but the images are of {x.shape[-1]} pixels: resize them, or leave size out")
         k.size, k.channels = x.shape[-1], x.shape[1]
@@ -661,7 +671,7 @@ def _pretrain(run, k, im, bs, bars, resume):
     set_seed(k.seed)
     learn = _pretrain_learner(k, im, bs)
     run.begin('pretrain', k, resume)
-    run.say(f"pretraining in {run.folder}: {_data_words(im)}; {k.epochs} epochs of {len(im.x)//k.bs} steps; {machine()}")
+    run.say(f"pretraining in {run.folder}: {_data_words(im)}; {k.epochs} epochs of {len(im.x)//k.bs} steps; guessing gives a loss of {_guess(k):.2f}; {machine()}")
     if im.report is not None: run.write('pretrain/data.txt', f'{im.report}\n')
     seconds, minutes = _train(run, 'pretrain', k, learn, bars, lambda l, cbs: l.fit_warmup_cosine(k.epochs, warmup=k.warmup, cbs=cbs))
     model = _bare(learn.model)
@@ -677,6 +687,10 @@ def _pretrain(run, k, im, bs, bars, resume):
 
 # %% ../nbs/api/12a_flow.ipynb #ed612ba5
 def _bare(model): return getattr(model, 'module', model)
+
+def _guess(k):
+    "The loss of a network that knows nothing: as many candidates as there are other views, and rows in the queue"
+    return math.log(2*k.bs-1+k.queue)
 
 # %% ../nbs/api/12a_flow.ipynb #48ee51cc
 def _columns(learn): return [o for o in learn.recorder.metric_names if o not in ('epoch','time')]
@@ -718,13 +732,19 @@ def _pretrain_pictures(run, learn, im, k):
 
 # %% ../nbs/api/12a_flow.ipynb #16eaca62
 class _FiveSteps(Callback):
-    "Time five steps after two, then stop"
-    order, warm, n = 900, 2, 5
+    "Time five steps after two, and the validation after them, then stop"
+    order, warm, n, step = 900, 2, 5, None
+    def _now(self):
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        return time.perf_counter()
     def after_batch(self):
         if not self.training: return
-        if self.learn.dls.device is not None and self.learn.dls.device.type == 'cuda': torch.cuda.synchronize()
-        if self.train_iter == self.warm: self.t = time.perf_counter()
-        if self.train_iter == self.warm+self.n: self.seconds = (time.perf_counter()-self.t)/self.n; raise CancelFitException
+        if self.train_iter == self.warm: self.t = self._now()
+        if self.train_iter == self.warm+self.n: self.step = (self._now()-self.t)/self.n; raise CancelTrainException
+    def before_validate(self):
+        if self.step: self.t = self._now()
+    def after_epoch(self):
+        if self.step: self.validation = self._now()-self.t; raise CancelFitException
 
 # %% ../nbs/api/12a_flow.ipynb #1a0a42c8
 def _peak_memory(reset=False):
@@ -738,34 +758,52 @@ def _peak_memory(reset=False):
     except (OSError, StopIteration): return None
 
 # %% ../nbs/api/12a_flow.ipynb #0778c20e
-def _dry_run(run, k, im, bs):
+def _dry_run(run, k, im, bs, resume):
     "What `pretrain` would do"
     set_seed(k.seed)
     learn, five = _pretrain_learner(k, im, bs), _FiveSteps()
     _peak_memory(reset=True)
-    with _across(learn), learn.no_bar(), learn.no_logging(): learn.fit(1 + 8//len(learn.dls.train), cbs=five)
-    plan = _plan(run, k, im, learn, five.seconds, _peak_memory())
+    with _across(learn), learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(max(k.epochs, 1 + 8//len(learn.dls.train)), warmup=k.warmup, cbs=five)
+    plan = _plan(run, k, im, learn, five, _peak_memory(), resume)
     run.say(plan)
     return plan
 
 # %% ../nbs/api/12a_flow.ipynb #cbd7b627
-def _plan(run, k, im, learn, seconds, mb):
+def _plan(run, k, im, learn, five, mb, resume):
     "A dry run in words"
-    steps, model = len(learn.dls.train), _bare(learn.model)
-    n = lambda m: f'{sum(p.numel() for p in m.parameters()):,}'
-    names = [type(c).__name__ for c in learn.cbs]
+    steps, model, count = len(learn.dls.train), _bare(learn.model), lambda m: f'{sum(p.numel() for p in m.parameters()):,}'
     rule = 'given' if k.lr is not None else f'{k.lr_base:.3g}·√{k.bs}' if k.lr_rule == 'sqrt' else f'{k.lr_base:.3g}·{k.bs}/256'
-    warm = round(k.warmup*(k.epochs*steps if k.warmup < 1 else steps))
-    seen = [] if im.y is None else im.y[im.y >= 0].unique().tolist()
-    lines = dict(data=_data_words(im) + (f'; {len(seen)} classes, labels for {int((im.y >= 0).sum()):,} (not used here)' if seen else '; no labels'),
-        model=f"{k.encoder}, {n(model.encoder)} parameters, and a head of {k.head_layers} layers, {n(model.head)} ({'3×3' if k.size <= 32 else '7×7'} stem)",
-        training=f'{k.epochs} epochs of {steps} batches of {k.bs}: {k.epochs*steps:,} steps; LARS, peak lr {_peak(k):.4g} ({rule}), warm-up {warm} steps, weight decay {k.weight_decay:g}; τ = {k.temperature:g}',
-        memory=' '.join(filter(None, [k.micro_batch and f'micro-batches of {k.micro_batch}', k.queue and f'queue of {k.queue}'])) or 'whole batches, no queue',
-        precision=_precision_words(names), machine=machine(),
-        measured=f'{seconds:.3g} s a step: {_duration(seconds*steps)} an epoch, {_duration(seconds*steps*k.epochs)} in all; peak memory ' + ('unknown' if mb is None else f'{mb:,.0f} MB'),
-        files=f'{run.folder} (nothing was written)')
+    warm, epoch = round(k.warmup*(k.epochs*steps if k.warmup < 1 else steps)), five.step*steps + five.validation
+    lines = dict(data=f'{_data_words(im)}; {_label_words(k, im.y)}',
+        recipe=_recipe_words(k),
+        model=f"{k.encoder}, {count(model.encoder)} parameters, and a head of {k.head_layers} layers, {count(model.head)} ({'3×3' if k.size <= 32 else '7×7'} stem)",
+        training=f'{k.epochs} epochs of {steps} batches of {k.bs}: {k.epochs*steps:,} steps; LARS, peak lr {_peak(k):.4g} ({rule}), warm-up {warm} steps, weight decay {k.weight_decay:g}',
+        loss=f'NT-Xent, τ = {k.temperature:g}; guessing gives {_guess(k):.2f}',
+        batches=', '.join([f'in micro-batches of {k.micro_batch}' if k.micro_batch else 'whole', f'a queue of {k.queue:,} rows' if k.queue else 'no queue']),
+        precision=_precision_words([type(c).__name__ for c in learn.cbs]), machine=machine(),
+        time=f'{five.step:.3g} s a step, {five.validation:.3g} s a validation: {_duration(epoch)} an epoch, {_duration(epoch*k.epochs)} in all',
+        memory='unknown' if mb is None else f"{mb:,.0f} MB{' of the GPU' if torch.cuda.is_available() else ''} at the peak",
+        files=_state_words(run, resume))
     if im.report is not None and im.report.bad: lines['bad files'] = '; '.join(f'{f}: {why}' for f,why in im.report.bad[:5])
     return '\n'.join(f'{a:<10} {b}' for a,b in lines.items())
+
+# %% ../nbs/api/12a_flow.ipynb #5b1d0c77
+def _recipe_words(k):
+    "Where the settings come from, and how to see the reason for each"
+    name, of = k.recipe or 'computed for these images', k.recipe or k.source
+    return f'{name}; the reason for each setting: simclrv2 recipes {shlex.quote(of)}' if isinstance(of, str) else name
+
+def _label_words(k, y):
+    "What labels there are, and whether they are looked at"
+    n = 0 if y is None else int((y >= 0).sum())
+    if not n: return 'no labels'
+    return f"{len(y[y >= 0].unique())} classes, labels for {n:,} ({'only to watch the run with' if k.health and n >= _WATCHED else 'not used here'})"
+
+def _state_words(run, resume):
+    "What a run would find in its folder"
+    if not _begun(run, 'pretrain'): return f'{run.folder}, which holds no pretraining yet; nothing was written there'
+    if not resume: return f'{run.folder}: the pretraining there would be moved aside'
+    return f"{run.folder}: pretraining is {'finished there, nothing would be trained' if _done(run, 'pretrain') else 'begun there, and would go on'}"
 
 # %% ../nbs/api/12a_flow.ipynb #301c1cdc
 def _precision_words(names):
