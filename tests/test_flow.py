@@ -205,6 +205,17 @@ def test_a_test_set_of_its_own(photos, tmp_path):
         draw(tmp_path/'test2'/'schief'/'1.png', 0, 1); draw(tmp_path/'test2'/'quer'/'1.png', 0, 1)
         flow.evaluate(run, test=tmp_path/'test2', **kw)
 
+def test_dry_run_of_a_folder(photos, tmp_path, recwarn):
+    "The recipe heeds a size that is given, its table can be asked for with the folder's name, and nothing but the cache is written"
+    import shlex
+    from simclrv2_nb import flow
+    said = []
+    plan = flow.pretrain(photos, tmp_path/'run', dry_run=True, size=32, labels='folder', encoder='r18_0.0625x_sk0', cache=tmp_path/'cache', workers=0, say=said.append)
+    assert said == [plan] and not (tmp_path/'run').exists() and not [o for o in recwarn if 'blur' in str(o.message)]
+    assert '2 classes, labels for 40 (not used here)' in plan and f'simclrv2 recipes {shlex.quote(str(photos))}' in plan and 'guessing gives 2.71' in plan
+    assert 'images of about 40 pixels' in flow.recipe_table(photos) and flow.recipe_table(str(photos), 'finetune').count('|') > 50
+    with pytest.raises(ValueError, match='bs must be ≥ 2, got 1: an image that is alone'): flow.pretrain(photos, tmp_path/'run', dry_run=True, bs=1, cache=tmp_path/'cache', workers=0)
+
 def test_a_mistake_is_not_remembered(photos, tmp_path):
     "A value that cannot be is refused before anything is written, and the next command does not inherit it"
     from simclrv2_nb import flow
