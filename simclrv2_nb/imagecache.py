@@ -114,8 +114,9 @@ def _load(im, size, channels, method):
 # %% ../nbs/api/00b_imagecache.ipynb #b6c9df7f
 def _bands(im, channels):
     "`channels` pictures of one channel"
-    if len(im.getbands()) != channels: im = _plain(im)
-    if channels == 4: im = im.convert('RGBA')
+    n = im.tag_v2.get(277) if im.format == 'TIFF' else None           # samples a pixel: Pillow may leave some out
+    if n and n > len(im.getbands()): raise BadImage(f'a TIFF of {n} bands, of which Pillow reads {len(im.getbands())}: save it as .npy')
+    if len(im.getbands()) != channels: im = _plain(im).convert('RGBA') if channels == 4 else _plain(im)
     if len(im.getbands()) != channels: raise BadImage(f'{len(im.getbands())} channels, and channels={channels} asked')
     return im.split()
 
@@ -157,6 +158,7 @@ def _open(raw, channels):
     if raw[:6] == b'\x93NUMPY': return _open_npy(raw, channels)
     try: return Image.open(io.BytesIO(raw), formats=_formats())
     except UnidentifiedImageError: pass
+    if raw[:4] in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'): raise BadImage('a kind of TIFF that Pillow cannot read: save it as PNG, or as .npy if it has many bands')
     if raw[4:8] == b'ftyp': raise BadImage('HEIC or the like: `pip install pillow-heif` to read it')
     raise BadImage(f'no picture that Pillow knows; it begins with {raw[:12]!r}')
 
@@ -554,7 +556,7 @@ def cached_images(
     name = hashlib.sha256(_pack(files).tobytes() + stats.tobytes()).hexdigest()[:32]
     kw = dict(size=size, channels=channels, method=method, workers=workers, progress=progress)
     if cache is False: return _build(files, stats, sure, None, name, shape, **kw)
-    folder, need = cache_folder(cache)/f'{size}px-{channels}ch-{method}-v2', len(files)*size*size*channels
+    folder, need = cache_folder(cache)/f'{size}px-{channels}ch-{method}-v3', len(files)*size*size*channels
     if res := _find(folder, name, shape): return res
     if need > _limit(): raise ValueError(f'{need/2**30:.3g} GB of decoded images, and the cache may hold {_limit()/2**30:.3g} GB: set SIMCLRV2_CACHE_GB higher, or ask for a smaller size')
     with _alone(folder, name):

@@ -23,7 +23,7 @@ def child(code, *args, **kw):
     "Run `code` in a process of its own"
     return subprocess.Popen([sys.executable, '-W', 'error::ResourceWarning', '-c', code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kw)
 
-def out(p, timeout=40):
+def out(p, timeout=180):          # much, for machines that do other things too
     o, e = p.communicate(timeout=timeout)
     assert p.returncode == 0, e
     return o, e
@@ -61,7 +61,7 @@ def test_workers_end_with_their_parent(pics):
     code = '''if 1:
         import os, sys, time
         from simclrv2_nb import imagecache as ic
-        ic._decode_file = lambda *a: time.sleep(.05)
+        ic._decode_file = lambda *a: time.sleep(.05) or ic.Decoded(None, 'slow', None, False)
         for _ in ic.decode_files(sys.argv[1:], workers=2):
             print(*os.popen(f'pgrep -P {os.getpid()}').read().split(), flush=True)
             time.sleep(60)'''
@@ -70,7 +70,7 @@ def test_workers_end_with_their_parent(pics):
     p.kill(); p.communicate()
     alive = lambda pid: os.path.exists(f'/proc/{pid}') and open(f'/proc/{pid}/stat').read().rsplit(')', 1)[1].split()[0] != 'Z'
     assert len(pids) >= 2
-    until = time.time() + 15
+    until = time.time() + 60
     while any(map(alive, pids)) and time.time() < until: time.sleep(.1)
     assert not any(map(alive, pids))
 
@@ -269,9 +269,9 @@ def test_old_sets_are_removed_first(pics, tmp_path):
     assert used.decoded == 0
     before = used.x.copy()
     left = ic.trim_cache(1e-9, cache, keep=[used.folder])
-    assert [o.parent for o in cache.glob('*px*-v2/*/images.u8')] == [used.folder] and left > 0
+    assert [o.parent for o in cache.glob('*px*-v3/*/images.u8')] == [used.folder] and left > 0
     ic.trim_cache(0, cache)
-    assert not list(cache.glob('*px*-v2/*/images.u8')) and (mine/'images.u8').exists()
+    assert not list(cache.glob('*px*-v3/*/images.u8')) and (mine/'images.u8').exists()
     assert (used.x == before).all()                          # what is mapped stays until it is let go
 
 def test_a_set_larger_than_the_limit_is_refused(pics, tmp_path, monkeypatch):
