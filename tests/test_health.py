@@ -285,7 +285,8 @@ def test_not_finite():
     class Breaks(NTXentLoss):
         n = 0
         def forward(self, z, *y): self.n += 1; return super().forward(z, *y) * (math.nan if self.n == 2 else 1)
-    assert 'the loss is nan after' in said(loss=Breaks(.2))['finite'] and 'Lower the learning rate (now 0.05)' in said(loss=Breaks(.2))['finite']
+    got = said(loss=Breaks(.2))['finite']
+    assert 'the loss is nan after 2 steps (epoch 0)' in got and 'Lower the learning rate (now 0.05)' in got       # at once
 
 def test_stuck():
     got = said(lr=0., n=6, again=False, dls=lambda: loaders(640, 32, valid=32), model=lambda: Tiny(dropout=0))
@@ -305,6 +306,7 @@ def test_collapse():
     def model(): m = Tiny(); m.head = nn.Linear(128, 32); return m
     got = said(loss=NoNegatives(), model=model, opt=Adam, lr=.01, n=6, again=False, dls=lambda: loaders(640, 32, valid=32))
     assert list(got) == ['collapse'] and 'Check that the loss has negatives' in got['collapse']
+    assert said(loss=NoNegatives(), model=model, opt=Adam, lr=.01, n=4, again=False, dls=lambda: loaders(640, 32, valid=32)) == {}       # 80 steps: batch norm has not settled
 
 @pytest.mark.parametrize('bs,τ,says', [(8,.1,'a batch of 8 images has only 14 negatives'), (8,.2,None), (32,.1,None), (32,5.,'temperature=5.0 makes all negatives count alike')])
 def test_small_batches(bs, τ, says):
@@ -323,6 +325,10 @@ def test_learning_rates(lr, opt, odd):
     got = said(lr=1e-3 if opt != 'lars' else .566, n=1, cbs=ParamScheduler({'lr': SchedLin(0., lr)}), **kw)       # the peak of the schedule counts
     assert ('odd_lr' in got) == odd and (not odd or f'lr={lr:.3g}' in got['odd_lr'])
 
+def test_a_learning_rate_for_another_eeta():
+    from simclrv2_nb.optim import lars_opt, lars_splitter
+    for lr,odd in ((.0566, False), (.566, True)): assert ('odd_lr' in said(lr=lr, n=1, opt=lars_opt(eeta=.02), splitter=lars_splitter)) == odd       # 0.1·√32 for η = 0.001, a twentieth for 0.02
+
 def test_ragged():
     dls = loaders(100, 32)
     ragged = DataLoaders(dls.train.new(drop_last=False), dls.valid)
@@ -332,6 +338,7 @@ def test_ragged():
 def test_stem_for_imagenet():
     big = nn.Sequential(nn.Conv2d(1, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(4), nn.Flatten())
     assert '28 pixels are a quarter' in said(model=lambda: Tiny(big), n=1)['big_stem']
+    assert said(model=lambda: Tiny(big), dls=lambda: image_dls(torch.randint(256, (64,1,64,64), dtype=torch.uint8), bs=32, device='cpu'), n=1) == {}       # large enough for it
     from simclrv2_nb.resnet import encoder
     ours = encoder('r18_0.0625x_sk0', in_channels=1)                              # warns itself, so that `Health` need not
     with pytest.warns(UserWarning, match='cifar_stem=True'): ours(torch.rand(2,1,28,28))
@@ -345,6 +352,15 @@ def test_batchnorm_of_several_processes():
         h.learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(h.learn.model); assert _own_batchnorm(h) is None
         h.learn.model = nn.Linear(2, 2); assert _own_batchnorm(h) is None
     with mock.patch('torch.distributed.is_initialized', lambda: True), mock.patch('torch.distributed.get_world_size', lambda: 1): assert _own_batchnorm(learner(Health(False)).health) is None
+
+def test_pairs_of_all_processes_and_rows_of_the_queue():
+    "They are candidates, too: guessing gives log(2N−1+M). And one process speaks for all"
+    learn = learner(Health(False), NegativeQueue(64), dls=lambda: loaders(bs=8)); h = learn.health
+    assert fit(learn, 1) == [] and h.history[0]['chance'] == pytest.approx(math.log(15+64))
+    learn.loss_func.gather = True
+    with mock.patch('torch.distributed.is_initialized', lambda: True), mock.patch('torch.distributed.get_world_size', lambda: 4): assert h._pairs() == 32
+    with mock.patch('simclrv2_nb.health.rank_distrib', lambda: 1): assert said(loss=NTXentLoss(5.), n=0) == {}
+    assert list(said(loss=NTXentLoss(5.), n=0)) == ['high_temperature']
 
 def test_can_be_silenced():
     learn = learner(Health(warn=False), loss=NTXentLoss(.1), dls=lambda: loaders(bs=8))
