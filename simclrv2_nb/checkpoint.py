@@ -404,7 +404,7 @@ def _tf2_names(keys):
 
 # %% ../nbs/api/09a_checkpoint.ipynb #d352030f
 def tf1_view(
-    mapping:Mapping, # Names to arrays: what `read_tf_checkpoint` returns, or any other
+    mapping:Mapping, # Names to arrays: what read_tf_checkpoint returns, or any other
     ema:bool=False # Instead of the weights their moving average, where the checkpoint has one
 )->TF1View: # TF1 name → array, read when asked for; `.unknown` lists what was not understood
     "The network in a TF1 checkpoint or a TF2 training checkpoint, under its TF1 names"

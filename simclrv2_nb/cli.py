@@ -85,7 +85,7 @@ def demo_supervised(
 
 # %% ../nbs/api/12_cli.ipynb #0f13aa0d
 def demo_finetune(
-    model, # The pretrained `SimCLRModel`
+    model, # The pretrained SimCLRModel
     x, # Labelled images, uint8
     y, # Their classes
     from_layer:int=1, # Where in the head the linear layer goes
@@ -99,7 +99,7 @@ def demo_finetune(
 
 # %% ../nbs/api/12_cli.ipynb #7c7d9fe0
 def demo_distill(
-    teacher, # The fine-tuned `Classifier`
+    teacher, # The fine-tuned Classifier
     x, # Images without labels, uint8
     name:str, # The student's encoder
     epochs:int=None, # Passes over `x`; None: the recipe's

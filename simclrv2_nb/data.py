@@ -174,7 +174,7 @@ def _as_batches(items):
 class BatchDL(TfmdDL):
     "A fastai loader that indexes its data set once a batch and makes floats in [0,1] of it"
     def __init__(self,
-        dataset, # `ImageBatches`, or uint8 images as a tensor or a list
+        dataset, # ImageBatches, or uint8 images as a tensor or a list
         bs:int=64, # Images a batch
         shuffle:bool=False, # In another order each epoch?
         num_workers:int=0, # The images are in memory: worker processes would only copy them

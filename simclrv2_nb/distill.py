@@ -28,7 +28,7 @@ class Distill(Callback):
     order,teacher,_stateattrs = 5,None,('teacher',)      # an exported student travels without its teacher
     def __init__(self,
         teacher:nn.Module, # Images → logits; used in eval mode, never changed
-        augment=None # Makes a view of a batch, called with (images); None: `FineTuneAugment` for the first batch's size
+        augment=None # Makes a view of a batch, called with (images); None: FineTuneAugment for the first batch's size
     ): self.teacher,self.augment = teacher,augment
 
 # %% ../nbs/api/08_distill.ipynb #76bb1023
@@ -113,14 +113,14 @@ class LabelledAccuracy(Metric):
 @delegates(Learner.__init__)
 def distill_learner(
     dls, # fastai `DataLoaders` of images in [0,1]; labels are optional, −1 means none
-    teacher:nn.Module, # Images → logits: a fine-tuned `Classifier`
-    student, # A name for `any_encoder` ('r18_0.125x_sk0', 'timm/resnet18', …), an encoder (a linear layer is added), or a module that gives logits
+    teacher:nn.Module, # Images → logits: a fine-tuned Classifier
+    student, # A name for any_encoder ('r18_0.125x_sk0', 'timm/resnet18', …), an encoder (a linear layer is added), or a module that gives logits
     temperature:float=1., # τ of both softmaxes; the paper: 0.1 for self-distillation, 1 for smaller students
     alpha:float=1., # Weight of the distillation term; below 1 the labels count as well
     augment=None, # Makes a view of a batch, called with (images); None: random crop and flip at the images' size
     lr:float=None, # Peak learning rate; None: 0.1·√batch, as in pretraining
     weight_decay:float=1e-4, # For LARS, on weights only
-    precision='auto', # Callbacks such as `fast_precision` gives; 'auto': those; None: float32
+    precision='auto', # Callbacks such as fast_precision gives; 'auto': those; None: float32
     metrics=LabelledAccuracy, # fastai metrics, against the labels of the validation set
     opt_func=None, # None: LARS
     splitter=None, # None: the reference's parameter groups

@@ -148,8 +148,8 @@ def evaluate_features(
     train, # Labelled images and their classes, (x, y)
     test, # The same of the images to judge by
     k:int=20, # Neighbours of kNN, at most as many as there are training images
-    temperature:float=None, # Of kNN's votes, see `knn_accuracy`
-    C:float=None, # Of the linear probe; None: chosen on the training features, see `linear_probe`
+    temperature:float=None, # Of kNN's votes, see knn_accuracy
+    C:float=None, # Of the linear probe; None: chosen on the training features, see linear_probe
     seed:int=0, # Of the folds and of the bootstrap
     bs:int=512 # Images a batch
 )->dict: # 'knn' and 'linear_probe', each a dict with accuracy, its 95 % interval and the protocol in words

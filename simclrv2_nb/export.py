@@ -60,7 +60,7 @@ _OUTPUTS = ['probabilities', 'logits', 'features']
 class Deployed(nn.Module):
     "A model that takes raw pixels: the evaluation's preprocessing, the network, and a softmax, in one"
     def __init__(self,
-        model:nn.Module, # A `Classifier`, a student, or any module from images in [0,1] to vectors; copied
+        model:nn.Module, # A Classifier, a student, or any module from images in [0,1] to vectors; copied
         size=None, # Side of the images that go in, in pixels, or (height, width); None: `model.size`
         channels:int=None, # Of the images; None: what the encoder takes
         output:str='probabilities', # Or 'logits', or 'features': what the model itself answers
@@ -184,7 +184,7 @@ def _program(net, batch=None):
 
 # %% ../nbs/api/10a_export.ipynb #75295bcb
 def export_program(
-    model:nn.Module, # A `Classifier`, a student, or a `Deployed` module
+    model:nn.Module, # A Classifier, a student, or a Deployed module
     path, # File to write, by habit `.pt2`
     size=None, # Side of the images that go in, or (height, width); None: `model.size`
     channels:int=None, # Of the images; None: what the encoder takes
@@ -247,7 +247,7 @@ def _run(session, x):
 
 # %% ../nbs/api/10a_export.ipynb #3f410a99
 def export_onnx(
-    model:nn.Module, # A `Classifier`, a student, or a `Deployed` module
+    model:nn.Module, # A Classifier, a student, or a Deployed module
     path, # File to write, by habit `.onnx`
     size=None, # Side of the images that go in, or (height, width); None: `model.size`
     channels:int=None, # Of the images; None: what the encoder takes
@@ -357,13 +357,13 @@ def _rows(p, files, decoded, top):
 
 # %% ../nbs/api/10a_export.ipynb #b10f8565
 def iter_predictions(
-    model, # A safetensors or ONNX file (never a pickle), or a `Classifier`
+    model, # A safetensors or ONNX file (never a pickle), or a Classifier
     sources, # An image, a folder, or a list of either
     top:int=3, # At most so many classes are named for each image, the most probable ones
     batch:int=64, # Images that the network sees at a time
     workers:int=2, # Processes that decode, and batches that the network works on at the same time, with one thread each
     names=None, # Class names; None: those in the file, else numbers
-    size:int=None # Side of the images that a safetensors file or `Classifier` was trained on; None: what it says itself
+    size:int=None # Side of the images that a safetensors file or Classifier was trained on; None: what it says itself
 ): # Generator of dicts: `file`, `top` (pairs of class and probability), `error` (None, or why there is nothing)
     "What is on images, one after the other, in the order of the files; a bad file is a row with its reason"
     if min(top, batch, workers) < 1: raise ValueError(f'top, batch and workers must be ≥ 1, got {top}, {batch} and {workers}')
@@ -407,7 +407,7 @@ def _write_json(f, rows, top):
 
 # %% ../nbs/api/10a_export.ipynb #e68fde59
 def predict_files(
-    model, # A safetensors or ONNX file (never a pickle), or a `Classifier`
+    model, # A safetensors or ONNX file (never a pickle), or a Classifier
     sources, # An image, a folder, or a list of either
     out=None, # File to write the answers to; None: they are returned
     format:str=None, # Of `out`: 'csv' or 'json'; None: what its name says
@@ -415,7 +415,7 @@ def predict_files(
     batch:int=64, # Images that the network sees at a time
     workers:int=2, # Processes that decode
     names=None, # Class names; None: those in the file, else numbers
-    size:int=None # Side of the images that a safetensors file or `Classifier` was trained on; None: what it says itself
+    size:int=None # Side of the images that a safetensors file or Classifier was trained on; None: what it says itself
 ): # With `out` a dict: number of `files` and of `bad` ones; else a list of rows as from `iter_predictions`
     "Say what is on images; with `out` in bounded memory, however many there are, into a file that appears whole or not at all"
     if out is None: return list(iter_predictions(model, sources, top, batch, workers, names, size))
@@ -476,7 +476,7 @@ class LatencyTable(list):
 
 # %% ../nbs/api/10a_export.ipynb #830be730
 def latency_table(
-    models:dict, # Name to `Classifier` or `Deployed` module
+    models:dict, # Name to Classifier or Deployed module
     size, # Side of the images that go in, in pixels, or (height, width)
     batches=(1,32), # Images at a time
     threads=None, # Numbers of threads; None: PyTorch's present one
@@ -550,7 +550,7 @@ def model_card(
     model, # The model, or its safetensors file
     data=None, # What it was trained on: a text, or a dict for a table
     recipe=None, # How: a text, or a (nested) dict
-    scores=None, # Name to `evaluate_classifier`'s result, (value, protocol), or a value
+    scores=None, # Name to evaluate_classifier's result, (value, protocol), or a value
     seeds=None, # Of labels, weights, views: a number or several
     licence=None, # Of the images, and of the model
     intended=None, # What it is for; None: images like those it has seen

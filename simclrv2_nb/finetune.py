@@ -28,7 +28,7 @@ class FineTune(Callback):
     "Crop and flip while training, the central crop in validation; `freeze=True` trains the linear layer alone"
     order,name = 5,'finetune'              # before mixed precision (10); fastai's name for it would hide `Learner.fine_tune`
     def __init__(self,
-        augment=None, # Makes a view of a batch, called with (images); None: `FineTuneAugment` for the first batch's size
+        augment=None, # Makes a view of a batch, called with (images); None: FineTuneAugment for the first batch's size
         freeze=False # True: a linear probe, everything but `model.supervised` is frozen and stays in eval mode; 'stem', 'group1', 'group2' or 'group3': the encoder's weights up to there are frozen
     ): self.augment,self.freeze,self._thaw = augment,freeze,[]
 
@@ -98,20 +98,20 @@ def after_fit(self:FineTune):
 @delegates(Learner.__init__)
 def finetune_learner(
     dls, # fastai `DataLoaders` of labelled images in [0,1]
-    model, # A `SimCLRModel` (copied, so it can be fine-tuned again) or a `Classifier` to train further
-    from_layer:int=1, # Layers of the head that are kept; the paper: 1 for few labels, 0 for many. Not used with a `Classifier`
+    model, # A SimCLRModel (copied, so it can be fine-tuned again) or a Classifier to train further
+    from_layer:int=1, # Layers of the head that are kept; the paper: 1 for few labels, 0 for many. Not used with a Classifier
     num_classes:int=None, # None: `dls.c`
-    freeze=False, # True: a linear probe, only the linear layer is trained; or how much of the encoder keeps its weights, see `FineTune`
+    freeze=False, # True: a linear probe, only the linear layer is trained; or how much of the encoder keeps its weights, see FineTune
     augment=None, # Makes a view of a batch, called with (images); None: random crop and flip at the images' size
     lr:float=None, # Peak learning rate; None: 0.005·√batch, the paper's
     weight_decay:float=0., # The paper's; LARS still adapts
-    precision='auto', # Callbacks such as `fast_precision` gives; 'auto': those; None: float32
+    precision='auto', # Callbacks such as fast_precision gives; 'auto': those; None: float32
     metrics=accuracy, # fastai metrics
     opt_func=None, # None: LARS
     splitter=None, # None: the reference's parameter groups
     cbs=None, # More callbacks
     **kwargs
-)->Learner: # `.model` is a `Classifier`
+)->Learner: # `.model` is a Classifier
     "A fastai `Learner` for stage two"
     model = _classifier(dls, model, from_layer, num_classes)
     if opt_func is None: opt_func,splitter = lars_opt(weight_decay),splitter or lars_splitter

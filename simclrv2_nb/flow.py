@@ -378,11 +378,11 @@ def _named(name, size, load):
 
 # %% ../nbs/api/12a_flow.ipynb #d50a2628
 def open_source(
-    source, # A folder, a CSV or DataFrame, a list of files, the name of a data set, uint8 images N×C×H×W, (images, labels), or what `load_images` gave
+    source, # A folder, a CSV or DataFrame, a list of files, the name of a data set, uint8 images N×C×H×W, (images, labels), or what load_images gave
     size:int, # Side of the square images in pixels
     channels:int=3, # 1, 3 or more
     method:str='crop', # How a picture becomes square: 'crop', 'squish' or 'pad'
-    labels=None, # See `load_images`; or 'imagenet-1%', 'imagenet-10%', the authors' lists; None: none, or those that the source brings along
+    labels=None, # See load_images; or 'imagenet-1%', 'imagenet-10%', the authors' lists; None: none, or those that the source brings along
     max_bad:float=0.01, # Largest share of files that may be unreadable
     vocab=None, # Names of the classes, in the order to use
     **kwargs # `cache`, `workers` and `progress` of `load_images`
@@ -610,13 +610,13 @@ def _watch(k, im):
 
 # %% ../nbs/api/12a_flow.ipynb #3e902c1d
 def pretrain(
-    images=None, # Where the images are, see `open_source`; None: where config or the run says
+    images=None, # Where the images are, see open_source; None: where config or the run says
     run='run', # The run folder; made if missing
-    recipe:str=None, # One of `recipes`; None: the one of the data set, or `own_recipe`
+    recipe:str=None, # One of recipes; None: the one of the data set, or own_recipe
     config=None, # The config.json of another run, to make the same again; knobs given here go before
     resume:bool=True, # Go on with an interrupted run; False: start anew, what is there is moved aside
     dry_run:bool=False, # Say what would be done, measure five steps, write nothing but the cache of decoded images
-    cache=None, # Folder for decoded images; None: see `load_images`
+    cache=None, # Folder for decoded images; None: see load_images
     workers:int=None, # Processes that decode; None: as many as there are cores
     bars:bool=False, # fastai's progress bars and table instead of lines
     say=print, # Where messages go
@@ -925,7 +925,7 @@ def _steps_recipe(run):
 # %% ../nbs/api/12a_flow.ipynb #66d67145
 def finetune(
     run='run', # A run folder with a pretraining
-    labels=None, # Where the labels are: 'folder', a CSV, a folder of labelled pictures, see `load_images`; None: those that came with the images
+    labels=None, # Where the labels are: 'folder', a CSV, a folder of labelled pictures, see load_images; None: those that came with the images
     images=None, # The pretraining images again, if they were given in memory
     config=None, # The config.json of another run, to make the same again
     resume:bool=True, # False: start anew, what is there is moved aside
@@ -1048,7 +1048,7 @@ def _vocab(run): return weights.info(run.folder/'finetune'/'model.safetensors')[
 # %% ../nbs/api/12a_flow.ipynb #f9eea154
 def evaluate(
     run='run', # A run folder with a fine-tuned teacher; with a student, if there is one
-    test=None, # Other labelled images to test on: a folder whose subfolders are the classes, or (images, labels); None: those of `finetune`
+    test=None, # Other labelled images to test on: a folder whose subfolders are the classes, or (images, labels); None: those of finetune
     images=None, # The pretraining images again, if they were given in memory
     config=None, # The config.json of another run
     cache=None, # Folder for decoded images

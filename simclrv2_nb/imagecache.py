@@ -173,7 +173,7 @@ def read_image(
     source, # A file, or its bytes
     size:int=64, # Pixels of a side
     channels:int=3, # 1, 3, or the number of bands that the files have
-    method:str='crop' # 'crop', 'squish' or 'pad', as in `to_square`
+    method:str='crop' # 'crop', 'squish' or 'pad', as in to_square
 ): # uint8 array channels×size×size
     "The picture in a file as a square of bytes; raises `BadImage` with the reason if there is none"
     _check(size, channels, method)
@@ -290,7 +290,7 @@ def decode_files(
     files, # Their names
     size:int=64, # Pixels of a side
     channels:int=3, # 1, 3, or the number of bands that the files have
-    method:str='crop', # 'crop', 'squish' or 'pad', as in `to_square`
+    method:str='crop', # 'crop', 'squish' or 'pad', as in to_square
     workers:int=None, # Processes; None: one for each processor we may use; 0: in this one
     known=frozenset() # Digests of files whose pixels are not wanted; None: no digests are needed
 ): # A generator of `Decoded`: x (pixels or None), reason (if there are none), digest (of the bytes), lasting (will the reason be the same next time?), pixels (digest of x)
@@ -523,7 +523,7 @@ def _sets(cache):
 # %% ../nbs/api/00b_imagecache.ipynb #4e32327e
 def trim_cache(
     max_gb:float=None, # GB that may stay; None: the environment variable SIMCLRV2_CACHE_GB, else 50
-    cache=None, # Folder of the cache; None: as in `cache_folder`
+    cache=None, # Folder of the cache; None: as in cache_folder
     keep=() # Sets that stay in any case
 )->float: # GB that are left
     "Remove whole sets of decoded images, those not used for longest first, until the rest fits"
@@ -544,8 +544,8 @@ def cached_images(
     files, # Their names
     size:int=64, # Pixels of a side
     channels:int=3, # 1, 3, or the number of bands that the files have
-    method:str='crop', # 'crop', 'squish' or 'pad', as in `to_square`
-    cache=None, # Folder of the cache; None: as in `cache_folder`; False: none, the images stay in memory
+    method:str='crop', # 'crop', 'squish' or 'pad', as in to_square
+    cache=None, # Folder of the cache; None: as in cache_folder; False: none, the images stay in memory
     workers:int=None, # Processes; None: one for each processor we may use; 0: in this one
     progress:bool=None # Show a bar? None: from 1000 files on
 )->CachedImages:

@@ -163,8 +163,8 @@ class NTXentLoss(nn.Module):
     def __init__(self,
         temperature:float=0.1, # τ > 0
         normalize:bool=True, # Scale rows to length 1
-        directions:str='mean', # 'mean' or 'sum', see `nt_xent`
-        chunk_size:int=None, # Rows computed at a time, see `nt_xent`
+        directions:str='mean', # 'mean' or 'sum', see nt_xent
+        chunk_size:int=None, # Rows computed at a time, see nt_xent
         gather:bool=True # With the views of all processes, where there are several
     ):
         super().__init__()

@@ -87,7 +87,7 @@ def lars_groups(
 # %% ../nbs/api/05_optim.ipynb #22ad12b0
 def lars_splitter(
     model:nn.Module # Any model
-)->list: # What `lars_groups` gives
+)->list: # What lars_groups gives
     "`lars_groups` as a fastai splitter"
     return lars_groups(model)
 

@@ -26,7 +26,7 @@ class SimCLR(Callback):
     order = 5                                    # before mixed precision (10): views are made in float32
     _gen,_stateattrs = None,('_gen',)            # the generator of validation's views is not exported
     def __init__(self,
-        augment=None # Makes one view of a batch, called with (images, generator); None: `SimCLRAugment` for the first batch's size, up to 32 pixels with half the strength and no blur
+        augment=None # Makes one view of a batch, called with (images, generator); None: SimCLRAugment for the first batch's size, up to 32 pixels with half the strength and no blur
     ): self.augment = augment
 
 # %% ../nbs/api/06_pretrain.ipynb #60720fbc
@@ -70,19 +70,19 @@ def before_fit(self:SimCLR):
 @delegates(Learner.__init__)
 def pretrain_learner(
     dls, # fastai `DataLoaders` of images in [0,1], labelled or not
-    encoder, # A name for `any_encoder` ('r18_0.25x_sk0', 'timm/resnet18', …), or any module that maps images to vectors
+    encoder, # A name for any_encoder ('r18_0.25x_sk0', 'timm/resnet18', …), or any module that maps images to vectors
     head:ProjectionHead=None, # None: three layers, 128 out
-    augment=None, # Makes one view of a batch, called with (images, generator); None: as in `SimCLR`
+    augment=None, # Makes one view of a batch, called with (images, generator); None: as in SimCLR
     temperature:float=0.1, # τ of NT-Xent
     lr:float=None, # Peak learning rate; None: 0.1·√batch, the paper's
     weight_decay:float=1e-4, # For LARS, on weights only
-    precision='auto', # Callbacks such as `fast_precision` gives; 'auto': those; None: float32
+    precision='auto', # Callbacks such as fast_precision gives; 'auto': those; None: float32
     metrics=contrastive_accuracy, # fastai metrics, called with the projections
     opt_func=None, # None: LARS
     splitter=None, # None: the reference's parameter groups
     cbs=None, # More callbacks
     **kwargs
-)->Learner: # `.model` is a `SimCLRModel`
+)->Learner: # `.model` is a SimCLRModel
     "A fastai `Learner` for stage one"
     model = _assemble(dls, encoder, head)
     if opt_func is None: opt_func,splitter = lars_opt(weight_decay),splitter or lars_splitter

@@ -299,7 +299,7 @@ def fetch_checkpoint(
     folder, # Where to put it; what is there already is not fetched again
     tries:int=5, # Give up after so many tries in a row that brought nothing
     pause:float=1. # Seconds before the second try; doubled each time
-)->Path: # The checkpoint's prefix, for `from_tf`
+)->Path: # The checkpoint's prefix, for from_tf
     "Fetch a TensorFlow checkpoint; if it breaks off, call again and it goes on where it stopped"
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

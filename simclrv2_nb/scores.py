@@ -174,7 +174,7 @@ def plot(self:Scores): # The figure
     return fig
 
 def plot_reliability(
-    scores:dict # Name → `Scores`
+    scores:dict # Name → Scores
 ): # The axes
     "Reliability diagrams of several classifiers in one picture; the area of a dot shows how many images are in the bin"
     import matplotlib.pyplot as plt

@@ -101,7 +101,7 @@ _all_ = ['read_tf_checkpoint', 'from_tf', 'official']      # of the pages on che
 _FORMAT = 'simclrv2_nb 1'
 
 def save(
-    model:nn.Module, # A `SimCLRModel` or a `Classifier` on a `ResNet`; on any device, in any memory format
+    model:nn.Module, # A SimCLRModel or a Classifier on a ResNet; on any device, in any memory format
     path, # File to write, by habit `.safetensors`; its folder is made if need be
     vocab=None, # Class names, in the classifier's order; None: `model.vocab`, if there is one
     size:int=None # Side in pixels of the images it was trained on; None: `model.size`, if there is one
@@ -137,8 +137,8 @@ def _read(path, get=lambda f,k: f.get_tensor(k).clone()):       # copies, out of
 
 # %% ../nbs/api/10_weights.ipynb #dc127ab2
 def load(
-    path # A file that `save` wrote
-)->nn.Module: # A `SimCLRModel` or a `Classifier`, on the CPU, in eval mode, in the precision it was saved in
+    path # A file that save wrote
+)->nn.Module: # A SimCLRModel or a Classifier, on the CPU, in eval mode, in the precision it was saved in
     "Build the model again and fill in its numbers; nothing in the file is executed"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'path must be a file that `weights.save` wrote, but there is no file {path}')
@@ -154,8 +154,8 @@ def load(
 
 # %% ../nbs/api/10_weights.ipynb #334e148b
 def info(
-    path # A file that `save` wrote
-)->dict: # The architecture; `vocab` and `size` (None: not recorded); `parameters`; `sha256`, the checksum that `load` will verify
+    path # A file that save wrote
+)->dict: # The architecture; `vocab` and `size` (None: not recorded); `parameters`; `sha256`, the checksum that load will verify
     "What a file says about itself, from its header alone: the numbers are neither read nor verified"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'path must be a file that `weights.save` wrote, but there is no file {path}')

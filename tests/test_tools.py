@@ -57,6 +57,9 @@ def test_links(tool, tmp_path, url, why):
     ('[`f`](https://a) and [g](b.ipynb)', 0), ('```\n[[`f`](a)](b)\n```', 0), ('([`f`](https://a)) [h](b)', 0)])
 def test_links_within_links(tool, tmp_path, src, nested): assert len(tool('check_docs').Page(tmp_path, [src]).nested) == nested
 
+@pytest.mark.parametrize('src, found', [('```python\n z, # see [`f`](https://a/b.html#f)\n```', 1), ('[`f`](https://a)', 0), ('```\n[`f`](b)\n```', 0)])
+def test_links_within_code(tool, tmp_path, src, found): assert len(tool('check_docs').Page(tmp_path, [src]).in_code) == found
+
 def test_text_beside_the_title_is_told(tool, tmp_path):
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=[md('# Title\n\n> Summary\n\nLost.')])))
     assert tool('check_docs').lost_text(tmp_path/'a.ipynb') == ['Lost.']

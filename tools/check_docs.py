@@ -2,7 +2,9 @@
 """Process every page of the docs as nbdev does before Quarto, then check that every internal link resolves.
 
 Checked: links and pictures in the pages (also those nbdev made of back-ticked names), anchors, and the relative
-links of the Markdown files at the root. Also told: links within links (nbdev links names that stand in back-ticks), and text that would be lost from the site. Exit status 1 if a page cannot be processed or a link is broken.
+links of the Markdown files at the root. Also told: links within links and links within code (nbdev links names that
+stand in back-ticks, also where it should not), and text that would be lost from the site. Exit status 1 if a page
+cannot be processed, or for any of these.
 """
 import argparse, json, os, re, sys
 from pathlib import Path
@@ -14,6 +16,7 @@ FENCE = re.compile(r'^\s*(`{3,}|~{3,})')
 LINK = re.compile(r'\]\(\s*(<[^>]*>|[^()\s]*(?:\([^()]*\)[^()\s]*)*)(?:\s+"[^"]*")?\s*\)')
 REFERENCE = re.compile(r'^\s*\[[^\]^]+\]:\s+(\S+)')
 NESTED = re.compile(r'\[[^\[\]]*\[`[^`]*`\]\([^)]*\)[^\[\]]*\]\(')
+CODE_LINK = re.compile(r'\[`[^`]+`\]\(\w+:[^)]*\)')
 HTML_LINK = re.compile(r'''<(?:a|img|source|video|iframe)\b[^>]*?\b(?:href|src)=["']([^"']+)''')
 HTML_ID = re.compile(r'''<[a-z]\w*\b[^>]*?\b(?:id|name)=["']([^"']+)''')
 HEADING = re.compile(r'^ {0,3}#{1,6}\s+(.*?)\s*#*\s*$')
@@ -36,13 +39,14 @@ def github_slug(heading):
 class Page:
     "Links and anchors of one page"
     def __init__(self, path, pieces, slug=slug):
-        self.path, self.links, self.nested, self.ids, count = path, [], [], set(), {}
+        self.path, self.links, self.nested, self.in_code, self.ids, count = path, [], [], [], set(), {}
         for piece in pieces:
             fence = None
             for line in piece.splitlines():
                 m = FENCE.match(line)
                 if fence:
                     if m and m[1].startswith(fence) and line.strip() == m[1]: fence = None
+                    else: self.in_code += CODE_LINK.findall(line)
                     continue
                 if m: fence = m[1]; continue
                 self.nested += NESTED.findall(line)
@@ -119,6 +123,7 @@ def main():
             why = broken(page, url, known, site if base == cache else None, base)
             if why: bad.append(f'{page.path.relative_to(base)}: {url}: {why}')
     bad += [f'{o.path.relative_to(cache)}: {l}…: a link within a link; nbdev links back-ticked names itself, so leave the outer one out' for o in docs for l in o.nested]
+    bad += [f'{o.path.relative_to(cache)}: {l}: a link within code, where it shows as it stands; write the name in that docment without back-ticks' for o in docs for l in o.in_code]
     for p in sorted(source):
         if not any(o[0] in '._' for o in p.parts) and (lost := lost_text(cfg.nbs_path/p)):
             bad.append(f'{p}: the title cell holds more than title and summary, which the site drops: {lost[0][:60]!r}; move it to a cell of its own')
