@@ -1,5 +1,5 @@
-"""GradCache and NegativeQueue under DistributedDataParallel: two real processes (gloo, CPU) end where one process ends."""
-import torch, torch.distributed as dist, torch.multiprocessing as mp, torch.nn as nn
+"""GradCache and NegativeQueue: two real processes (gloo, CPU) end where one process ends, and so does a compiled model."""
+import shutil, torch, torch.distributed as dist, torch.multiprocessing as mp, torch.nn as nn
 import pytest
 from torch.nn.parallel import DistributedDataParallel as DDP
 from fastai.callback.core import Callback
@@ -83,3 +83,16 @@ def test_queue(results, name):
     for w,ema,queue in (r[name] for r in results):
         assert (w - weights(one.model)).abs().max() < 1e-12 and (ema - weights(cb.ema_model)).abs().max() < 1e-12
         assert (queue.sort(0)[0] - cb.queue.sort(0)[0]).abs().max() < 1e-12      # within a batch, rows are ordered by process
+
+@pytest.mark.skipif(not shutil.which('g++'), reason='PyTorch compiles for the processor with g++')
+def test_compiled():
+    "Really compiled, with everything on"
+    def trained(compile):
+        m, cb = model(nn.BatchNorm2d(4)), NegativeQueue(100, .9)
+        if compile: m.compile()
+        fit(m, images()[:,:12], GradCache(6), cb)
+        return [*m.state_dict().values(), cb.queue, *cb.ema_model.state_dict().values()]
+    torch._dynamo.reset(); torch._dynamo.utils.counters.clear()
+    plain, compiled = trained(False), trained(True)
+    assert torch._dynamo.utils.counters['inductor'], 'nothing was compiled'
+    for a,b in zip(plain, compiled, strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
