@@ -26,6 +26,7 @@ from .loss import NTXentLoss, contrastive_accuracy, _wide, _full_precision, _che
 from .optim import LARS, scale_lr
 from .memory import NegativeQueue, _together
 from .resume import _generators, _set_generators
+from .distributed import SharedDL
 from .pretrain import SimCLR, _central
 from .evaluate import predict_batches, knn_accuracy, linear_probe
 from .show import protocol_colours
@@ -401,9 +402,11 @@ def _say(self:Health, key, message):
 # %% ../nbs/api/09c_health.ipynb #4d33a5b2
 @patch
 def _check_views(self:Health):
-    "In the first step: two views that are the same leave nothing to learn"
-    a, b = self.xb[0].chunk(2)
-    if len(self.xb[0])%2 == 0 and torch.equal(a, b): self._say('views', 'both views of an image are the same: the pairs are found without looking at what is on them. Give SimCLR an augmentation that draws anew each time it is called, such as SimCLRAugment')
+    "In the first step: two views that are the same leave nothing to learn, and a stem for large images leaves little of small ones"
+    x = self.xb[0]
+    a, b = x.chunk(2)
+    if x.ndim == 4 and (message := _big_stem(self._encoder, min(x.shape[2:]))): self._say('big_stem', message)
+    if len(x)%2 == 0 and torch.equal(a, b): self._say('views', 'both views of an image are the same: the pairs are found without looking at what is on them. Give SimCLR an augmentation that draws anew each time it is called, such as SimCLRAugment')
 
 @patch
 def _check_finite(self:Health):
@@ -456,14 +459,14 @@ def _kind_of(opt):
 @patch
 def _check_setup(self:Health):
     "What is known to fail before the first step"
-    for check in (_small_batch, _high_temperature, _odd_lr, _ragged, _big_stem, _own_batchnorm):
+    for check in (_small_batch, _high_temperature, _odd_lr, _ragged, _own_batchnorm):
         message = check(self)
         if message: self._say(check.__name__[1:], message)
 
 def _small_batch(cb):
     τ, n = getattr(cb.loss_func, 'temperature', None), cb._pairs()
     if not n or not isinstance(cb.loss_func, NTXentLoss) or cb._grab(NegativeQueue): return
-    if τ <= .1 and n < 32: return f'a batch of {n} images has only {2*n-2} negatives, which temperature={τ} sharpens to one or two: use a larger bs, a NegativeQueue, or a temperature of 0.2 … 0.5'
+    if τ <= .1 and 1 < n < 32: return f'a batch of {n} images has only {2*n-2} negatives, which temperature={τ} sharpens to one or two: use a larger bs, a NegativeQueue, or a temperature of 0.2 … 0.5'
 
 def _high_temperature(cb):
     τ = getattr(cb.loss_func, 'temperature', None)
@@ -484,20 +487,16 @@ def _ragged(cb):
         return f'the last batch of an epoch has {n%bs} images instead of {bs}, so fewer negatives and other batch statistics: use drop_last=True in the training loader'
 
 # %% ../nbs/api/09c_health.ipynb #1f79a3fb
-def _big_stem(cb):
-    if isinstance(cb._encoder, ResNet): return                       # says so itself
-    conv = next((m for m in cb._encoder.modules() if isinstance(m, nn.Conv2d)), None)
-    pool = any(isinstance(m, nn.MaxPool2d) for m in cb._encoder.modules())
-    size = _side(cb.dls.train)
-    if conv is not None and size and size <= 32 and conv.kernel_size[0] >= 7 and conv.stride[0] > 1 and pool:
+def _big_stem(encoder, size):
+    "What to say of an encoder of others that throws most of a small image away before its first block"
+    if isinstance(encoder, ResNet): return                           # says so itself
+    conv = next((m for m in encoder.modules() if isinstance(m, nn.Conv2d)), None)
+    pool = any(isinstance(m, nn.MaxPool2d) for m in encoder.modules())
+    if conv is not None and size <= 32 and conv.kernel_size[0] >= 7 and conv.stride[0] > 1 and pool:
         return f'the encoder starts with a {conv.kernel_size[0]}×{conv.kernel_size[0]} convolution of stride {conv.stride[0]} and a pooling, made for ImageNet: {size} pixels are a quarter of that before its first block. Replace them by a 3×3 convolution of stride 1'
 
-def _side(dl):
-    x = getattr(getattr(dl, 'dataset', None), 'x', None)
-    return min(x.shape[2:]) if isinstance(x, Tensor) and x.ndim == 4 else None
-
 def _own_batchnorm(cb):
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2: return
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2 or isinstance(cb.dls.train, SharedDL): return      # `across_processes` says so itself
     norms = [m for m in cb.learn.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not isinstance(m, nn.SyncBatchNorm)]
     if norms: return f'batch norm sees the {cb._bs()} images of its own process only, which tells partners apart from the others and so gives the answer away: use distrib_ctx(sync_bn=True) on GPUs; on processors, where there is no synchronised batch norm, many images a process or GroupNorm'
 

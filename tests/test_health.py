@@ -13,6 +13,7 @@ from fastai.optimizer import Adam, SGD
 from fastai.torch_core import set_seed
 from simclrv2_nb.augment import SimCLRAugment
 from simclrv2_nb.data import fashion_mnist_sample, image_dls
+from simclrv2_nb.distributed import SharedDL
 from simclrv2_nb.evaluate import knn_accuracy, predict_batches
 from simclrv2_nb.health import Health, HealthWarning, alignment, effective_rank, feature_spread, uniformity
 from simclrv2_nb.loss import NTXentLoss, contrastive_accuracy
@@ -308,10 +309,15 @@ def test_collapse():
     assert list(got) == ['collapse'] and 'Check that the loss has negatives' in got['collapse']
     assert said(loss=NoNegatives(), model=model, opt=Adam, lr=.01, n=4, again=False, dls=lambda: loaders(640, 32, valid=32)) == {}       # 80 steps: batch norm has not settled
 
-@pytest.mark.parametrize('bs,τ,says', [(8,.1,'a batch of 8 images has only 14 negatives'), (8,.2,None), (32,.1,None), (32,5.,'temperature=5.0 makes all negatives count alike')])
+@pytest.mark.parametrize('bs,τ,says', [(8,.1,'a batch of 8 images has only 14 negatives'), (8,.2,None), (32,.1,None), (31,.1,'a batch of 31 images'), (32,5.,'temperature=5.0 makes all negatives count alike')])
 def test_small_batches(bs, τ, says):
     got = said(loss=NTXentLoss(τ), dls=lambda: loaders(bs=bs), n=1)
-    assert (list(got) == ['small_batch' if bs == 8 else 'high_temperature'] and says in [*got.values()][0]) if says else got == {}
+    assert (list(got) == ['small_batch' if bs < 32 else 'high_temperature'] and says in [*got.values()][0]) if says else got == {}
+
+def test_a_batch_of_one_is_refused_and_not_talked_about():
+    learn = learner(Health(False), loss=NTXentLoss(.1), dls=lambda: loaders(bs=1))
+    with pytest.raises(ValueError, match='a batch of 1 image has no negatives'): fit(learn, 1)
+    assert learn.health.said == {}
 
 def test_a_queue_helps_a_small_batch(): assert said(NegativeQueue(64), loss=NTXentLoss(.1), dls=lambda: loaders(bs=8), n=1) == {}
 
@@ -339,6 +345,8 @@ def test_stem_for_imagenet():
     big = nn.Sequential(nn.Conv2d(1, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(4), nn.Flatten())
     assert '28 pixels are a quarter' in said(model=lambda: Tiny(big), n=1)['big_stem']
     assert said(model=lambda: Tiny(big), dls=lambda: image_dls(torch.randint(256, (64,1,64,64), dtype=torch.uint8), bs=32, device='cpu'), n=1) == {}       # large enough for it
+    listed = [(o,) for o in (data.train_x[:64].float()/255).split(32)]             # any loader: the views are looked at
+    assert 'big_stem' in said(model=lambda: Tiny(big), dls=lambda: DataLoaders(listed, [], device='cpu'), n=1)
     from simclrv2_nb.resnet import encoder
     ours = encoder('r18_0.0625x_sk0', in_channels=1)                              # warns itself, so that `Health` need not
     with pytest.warns(UserWarning, match='cifar_stem=True'): ours(torch.rand(2,1,28,28))
@@ -349,6 +357,8 @@ def test_batchnorm_of_several_processes():
     from simclrv2_nb.health import _own_batchnorm
     with mock.patch('torch.distributed.is_initialized', lambda: True), mock.patch('torch.distributed.get_world_size', lambda: 2):
         assert 'sync_bn=True' in _own_batchnorm(h)
+        h.learn.dls = DataLoaders(SharedDL.__new__(SharedDL), []); assert _own_batchnorm(h) is None            # `across_processes` has said so
+        h.learn.dls = loaders()
         h.learn.model = nn.SyncBatchNorm.convert_sync_batchnorm(h.learn.model); assert _own_batchnorm(h) is None
         h.learn.model = nn.Linear(2, 2); assert _own_batchnorm(h) is None
     with mock.patch('torch.distributed.is_initialized', lambda: True), mock.patch('torch.distributed.get_world_size', lambda: 1): assert _own_batchnorm(learner(Health(False)).health) is None
