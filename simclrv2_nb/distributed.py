@@ -45,7 +45,7 @@ class _Behind(DataLoader):
     def randomize(self): self.dl.randomize()
     def wif(self): self.dl.wif()
     def before_iter(self): self.dl.before_iter()
-    def after_iter(self): self.dl.after_iter()
+    def after_iter(self): self.dl.after_iter(); vars(self.dl).pop('it', None)      # as its own `__iter__` would
     def create_batches(self, samps): return self.dl.create_batches(samps)
     def new(self, *args, **kwargs): return self.dl.new(*args, **kwargs)
     def one_batch(self): return self.dl.one_batch()

@@ -47,10 +47,19 @@ def images(labels=False, n=160, valid=37, batch=48):
     train = (d.train_x[:n], d.train_y[:n]) if labels else d.train_x[:n]
     return image_dls(train, (d.test_x[v], d.test_y[v]), bs=batch//max(1, num_distrib()), vocab=range(10), device='cpu')
 
-def pretraining(cbs=None, double=False, **kw):
+def single_items(n=160, valid=37, batch=48):
+    "fastai's own loaders, which collate single images"
+    from fastai.vision.all import DataLoaders, TfmdDL, set_seed, num_distrib
+    from simclrv2_nb.data import fashion_mnist_sample
+    set_seed(0)
+    d, bs = fashion_mnist_sample(), batch//max(1, num_distrib())
+    train, test = ([(o,) for o in x.float()/255] for x in (d.train_x[:n], d.test_x[:valid]))
+    return DataLoaders(TfmdDL(train, bs=bs, shuffle=True, drop_last=True), TfmdDL(test, bs=bs), device='cpu')
+
+def pretraining(cbs=None, double=False, load=images, **kw):
     from fastai.learner import Recorder
     from simclrv2_nb.pretrain import pretrain_learner
-    dls, (enc, head) = images(**kw), network()
+    dls, (enc, head) = load(**kw), network()
     learn = pretrain_learner(dls, *((enc.double(), head.double()) if double else (enc, head)), augment=Mirror(double), precision=None, cbs=cbs)
     if double: learn.remove_cbs(Recorder)            # it wants float32 losses
     return learn
@@ -99,6 +108,7 @@ def apart(make, worlds=(2,4), **kw):
     return dict(moved=(one[1]-one[0]).abs().max().item(), worlds=res)
 
 def check_pretrain(tmp): return apart(pretraining)
+def check_items(tmp): return apart(pretraining, worlds=(2,), load=single_items)
 def check_double(tmp): return apart(pretraining, worlds=(4,), double=True)
 
 def check_memory(tmp):
@@ -209,6 +219,7 @@ def same(r, tol, steps=3):
         if one: assert all(a == pytest.approx(b, abs=1e-5) for o in many for a,b in zip(o[0][:2], one[0][:2])), w['values']     # losses in training and validation
 
 def test_pretraining(checks): same(checks('pretrain'), 1e-5)
+def test_loaders_of_single_items(checks): same(checks('items'), 1e-5)
 def test_pretraining_in_double_precision(checks): same(checks('double'), 1e-10, steps=0)          # the loss alone is shown in float32
 
 @pytest.mark.parametrize('name', ['cache','queue','both'])
