@@ -22,8 +22,9 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 class BadImage(ValueError):
     "A file that holds no picture we can use; the text says why"
 
-# Pillow also reads EPS, by running Ghostscript on it: that, and formats nobody keeps photographs in, we leave out
-_FORMATS = 'JPEG PNG GIF BMP WEBP TIFF PPM AVIF JPEG2000 ICO HEIF'.split()
+# Pillow also reads EPS, by running Ghostscript on it, and ICO, whose header tells nothing of the size inside:
+# those, and formats nobody keeps photographs in, we leave out
+_FORMATS = 'JPEG PNG GIF BMP WEBP TIFF PPM AVIF JPEG2000 HEIF'.split()
 _MAX_PIXELS = 178_956_970     # what Pillow itself would decode; JPEGs are first shrunk, and may have …
 _MAX_JPEG = 2**30             # … this many: 200-megapixel phones, but no bomb
 

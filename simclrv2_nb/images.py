@@ -17,7 +17,7 @@ from PIL import Image
 from .imagecache import cached_images, cache_folder, to_square, _digest
 
 # %% ../nbs/api/00a_images.ipynb #28b36d46
-image_suffixes = tuple('.jpg .jpeg .jpe .jfif .png .apng .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .ico .heic .heif'.split())
+image_suffixes = tuple('.jpg .jpeg .jpe .jfif .png .apng .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .heic .heif'.split())
 
 # %% ../nbs/api/00a_images.ipynb #60848841
 def _show(name):
