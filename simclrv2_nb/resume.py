@@ -131,12 +131,23 @@ def _unlock(folder):
     f = _locks.pop((os.getpid(), str(folder.resolve())), None)
     if f: f.close()
 
+# %% ../nbs/api/05c_resume.ipynb #c1d2e3f4
+def _names_of(ds):
+    "A short checksum of the files or table rows that a data set will read, in their order; not of the folder that all are in"
+    items = getattr(ds, 'items', None)
+    rows = items.values.tolist() if hasattr(items, 'iloc') else items            # a table of pandas
+    if not isinstance(rows, (list,L)) or not all(isinstance(o, (str,Path,list)) for o in rows): return None
+    names = [str(o) for o in rows]
+    start = len(os.path.commonprefix(names))
+    return hashlib.sha256(repr([o[start:] for o in names]).encode()).hexdigest()[:16]
+
 # %% ../nbs/api/05c_resume.ipynb #70ee5754
 def _images_of(dl):
-    "A short checksum of the images, or of 256 MB of them, and of all labels, of a data set that has them as tensors"
+    "A short checksum of the images, or of 256 MB of them, and of all labels, of a data set that has them as tensors; of others, of their names"
     ds = getattr(dl, 'dataset', None)
     x, y = getattr(ds, 'x', None), getattr(ds, 'y', None)
-    if not isinstance(x, Tensor) or not len(x): return None
+    if not isinstance(x, Tensor): return _names_of(ds)
+    if not len(x): return None
     n = min(len(x), 2**28 // max(1, x[0].numel()*x.element_size()) + 1)
     i = torch.arange(n, device=x.device)*len(x)//n
     sha = hashlib.sha256(repr([tuple(o.shape) for o in (x,y) if isinstance(o, Tensor)]).encode())
@@ -182,7 +193,7 @@ def _run_of(learn):
             'parameter groups': str([len(g) for g in opt.param_lists]), **_hypers(learn), 'loss': _named(learn.loss_func), 'callbacks with a state': str(sorted(_stateful(learn)))}
 
 # %% ../nbs/api/05c_resume.ipynb #f997654f
-_learning, _machine = ('SimCLR','FineTune','Distill','NegativeQueue','GradientAccumulation','GradientClip'), ('GradCache','MixedPrecision','ChannelsLast')
+_learning, _machine = ('SimCLR','FineTune','Distill','NegativeQueue','FrozenStatistics','GradientAccumulation','GradientClip'), ('GradCache','MixedPrecision','ChannelsLast')
 
 def _sha(model):
     sha = hashlib.sha256()
@@ -268,9 +279,10 @@ def _set_state(learn, state):
 class Checkpoints(Callback):
     "Keep the last checkpoints of a training run in a folder, and continue from there when the same program is started again"
     order = 1000                           # after all others, so that what they do in this step is kept
-    _on,_start,_last,_run,_made,_stateattrs = False,None,None,None,None,('_start','_last','_run','_made')
+    _on,_fits,_start,_last,_run,_made = False,0,None,None,None,None
+    _stateattrs = '_fits','_start','_last','_run','_made'
     def __init__(self,
-        folder, # Where the checkpoints of this one run are; made if missing
+        folder, # Where the checkpoints of this run are; made if missing. Those of a second `fit` are in `fit_2` inside it, and so on
         every:int=None, # Steps between checkpoints; None: one after each epoch
         resume:bool=True, # False: start anew; checkpoints that are there are moved to a subfolder, not deleted
         keep:int=2 # How many to keep: with one, a damaged file has no predecessor to fall back on
@@ -278,6 +290,12 @@ class Checkpoints(Callback):
         if every is not None and every < 1: raise ValueError(f'every must be ≥ 1 step, or None for one checkpoint an epoch; got {every}')
         if keep < 1: raise ValueError(f'keep must be ≥ 1, got {keep}')
         self.folder,self.every,self.resume,self.keep = Path(folder),every,resume,keep
+
+# %% ../nbs/api/05c_resume.ipynb #b7f1c2d4
+@patch(as_prop=True)
+def where(self:Checkpoints):
+    "The folder of this fit: the first one's is `folder`"
+    return self.folder/f'fit_{self._fits+1}' if self._fits else self.folder
 
 # %% ../nbs/api/05c_resume.ipynb #754e0576
 def _gathered(o):
@@ -293,12 +311,12 @@ def _save(self:Checkpoints, epoch, done):
     learn = self.learn
     self._refuse_broken()
     rng = _gathered(dict(now=_generators(learn.dls), start=self._start if done else None))
-    if rank_distrib(): return
+    path = self.where/f'step_{learn.train_iter:08d}.ckpt'
+    if rank_distrib(): self._last = path; return
     self._made = self._made or _settings(learn, _learning+_machine)
     state = dict(_state_of(learn), run=self._run, settings=self._made, epoch=epoch, done=done, train_iter=learn.train_iter, pct_train=learn.pct_train, generators=rng)
-    path = self.folder/f'step_{learn.train_iter:08d}.ckpt'
     try: _write(path, _plain(state, 'the state'))
-    except OSError as e: self._stop(OSError, f'the checkpoint of step {learn.train_iter} could not be written ({e.strerror or e}): make room in {self.folder}, or let it be written to, and start again')
+    except OSError as e: self._stop(OSError, f'the checkpoint of step {learn.train_iter} could not be written ({e.strerror or e}): make room in {self.where}, or let it be written to, and start again')
     self._last = path
     self._tidy()
 
@@ -310,13 +328,13 @@ def _files(folder):
 @patch
 def _stop(self:Checkpoints, error, why):
     "Give the folder back and stop, naming what there is to go back to"
-    _unlock(self.folder); self._on = False
+    _unlock(self.where); self._on = False
     raise error(f'{why}; ' + (f'the last good checkpoint is {self._last}' if self._last else 'there is no checkpoint yet'))
 
 @patch
 def _tidy(self:Checkpoints):
     "Remove all but the last `keep`, and those after the one just written: the run did not start from there, so they were damaged"
-    files = _files(self.folder)
+    files = _files(self.where)
     now = files.index(self._last) + 1
     for p in files[:max(0, now-self.keep)] + files[now:]: p.unlink()
 
@@ -347,9 +365,9 @@ def after_epoch(self:Checkpoints):
 
 @patch
 def after_fit(self:Checkpoints):
-    "Let others use the folder"
+    "Let others use the folder; the next fit has another one"
     for o in ('_with_events','all_batches'): vars(self.learn).pop(o, None)
-    if self._on: self._on = False; _unlock(self.folder)
+    if self._on: _unlock(self.where); self._on = False; self._fits += 1
 
 # %% ../nbs/api/05c_resume.ipynb #3e09b3c4
 @patch
@@ -365,7 +383,8 @@ def _first_epoch(self:Checkpoints, learn, f, event_type, ex, final=noop):
     del learn._with_events
     if event_type == 'epoch' and self.learn is learn and not hasattr(learn, 'lr_finder'):
         try: state = self._open()
-        except BaseException: _unlock(self.folder); self._on = False; raise
+        except CancelFitException: raise                               # this run is finished
+        except BaseException: _unlock(self.where); self._on = False; raise
         if state: learn._with_events = partial(self._epoch, learn, state)
     learn._with_events(f, event_type, ex, final)
 
@@ -376,7 +395,6 @@ def _epoch(self:Checkpoints, learn, state, f, event_type, ex, final=noop):
     mine = event_type == 'epoch' and self.learn is learn
     if mine and learn.epoch < state['epoch']: return
     del learn._with_events
-    getattr(learn.dls, 'n_inp', None)      # fastai learns it from a first item when asked: before the generators are put back, not after
     if mine and state['done']: learn.all_batches = partial(self._rest, learn, state)
     elif mine: self._restore(state)
     learn._with_events(f, event_type, ex, final)
@@ -424,20 +442,20 @@ def _restore(self:Checkpoints, state):
 @patch
 def _newest(self:Checkpoints):
     "The newest checkpoint that is whole, or None where there is none"
-    files, damaged = _files(self.folder), []
+    files, damaged = _files(self.where), []
     for p in reversed(files):
         try: state = read_checkpoint(p)
         except _Damaged as e:
             damaged.append(p.name)
-            if p != files[0]: warnings.warn(f'{e}; trying the one before', stacklevel=2)
+            if p != files[0] and not rank_distrib(): warnings.warn(f'{e}; trying the one before', stacklevel=2)
         else: self._last = p; return state
-    if damaged: raise ValueError(f'all checkpoints in {self.folder} are damaged: {", ".join(damaged)}. Put back a copy, or start anew with resume=False (they are moved, not deleted)')
+    if damaged: raise ValueError(f'all checkpoints in {self.where} are damaged: {", ".join(damaged)}. Put back a copy, or start anew with resume=False (they are moved, not deleted)')
 
 @patch
 def _move_away(self:Checkpoints):
-    "Move the checkpoints of another run to a subfolder"
-    old = next(p for i in itertools.count(1) if not (p := self.folder/f'old_{i}').exists())
-    files = _files(self.folder)
+    "Move the checkpoints of another run to a subfolder, with those of its later fits"
+    old = next(p for i in itertools.count(1) if not (p := self.where/f'old_{i}').exists())
+    files = _files(self.where) + sorted(self.where.glob('fit_*'))
     if files:
         old.mkdir()
         for p in files: p.rename(old/p.name)
@@ -450,9 +468,9 @@ def _open(self:Checkpoints):
     learn = self.learn
     self._run,self._last,self._made = _plain(_run_of(learn)),None,None
     if not rank_distrib():
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _lock(self.folder)
-        for p in self.folder.glob('step_*.tmp'): p.unlink()
+        self.where.mkdir(parents=True, exist_ok=True)
+        _lock(self.where)
+        for p in self.where.glob('step_*.tmp'): p.unlink()
         if not self.resume: self._move_away()
     self._on = True
     state = self._newest() if self.resume else None
@@ -461,6 +479,7 @@ def _open(self:Checkpoints):
     if odd: raise ValueError(f'{self._last} is of another run: {"; ".join(odd)}. Give this run another folder, or start anew with resume=False (what is there is moved, not deleted)')
     done = state['epoch'] == learn.n_epoch
     if not rank_distrib(): print(f'{self._last}: ' + (f'this run is finished ({learn.n_epoch} epochs), nothing is trained' if done else f'continuing after {state["train_iter"]} steps'))
+    getattr(learn.dls, 'n_inp', None)      # fastai learns it from a first item when asked: before the generators are put back, not after
     if done: self._restore(state); raise CancelFitException
     other = _changed(state['settings'], _settings(learn, _machine))
     if other and not rank_distrib(): warnings.warn(f'{self._last} is continued with other settings, so from here on this is not the same run to the last bit: {"; ".join(other)}')

@@ -152,6 +152,18 @@ def check_resume(tmp):
     whole, first, second = run(tmp/'whole'), run(tmp/'cut', 7), run(tmp/'cut')
     return dict(first=first, equal=all(torch.equal(a[0], b[0]) for a,b in zip(whole, second)) and whole[0][1:] == second[0][1:], files=sorted(p.name for p in (tmp/'cut').glob('*.ckpt')))
 
+def check_not_finite(tmp):
+    "A loss that is no number: all stop, and all know the last good checkpoint"
+    import torch
+    from fastai.callback.core import Callback
+    from simclrv2_nb.resume import Checkpoints
+    def spoil(self):
+        if self.training and self.train_iter == 2: self.learn.loss = self.loss*torch.nan
+    def f():
+        try: trained(pretraining, Callback(after_loss=spoil), Checkpoints(tmp/'nan', every=2))
+        except FloatingPointError as e: return str(e)
+    return together(f, 2)
+
 def check_folders(tmp):
     "A folder that only one of them can see: both stop"
     from fastai.torch_core import rank_distrib
@@ -241,6 +253,9 @@ def test_killed_and_resumed(checks):
     r = checks('resume')
     assert r['first'] == [7, -9]             # one is killed, the other ends with an error
     assert r['equal'] and r['files'] == ['step_00000008.ckpt','step_00000009.ckpt']
+
+def test_not_finite(checks):
+    assert all('the loss is nan after 3 steps (epoch 0)' in o and o.endswith('nan/step_00000002.ckpt') for o in checks('not_finite')), checks('not_finite')
 
 def test_checkpoints_that_not_all_see(checks):
     assert all(o and 'the folder must be one that all machines see' in o for o in checks('folders'))
