@@ -35,20 +35,20 @@ def _whole(z, rows, temperature):
 
 # %% ../nbs/api/04_loss.ipynb #0bf7c5dc
 def _softmax_(s, i, j):
-    "Make the rows `s` the softmax's numerators in place, 0 for oneself and the partner; log p of the partner, and the denominators"
+    "Make the rows `s` the strangers' numerators in place, 0 for oneself and the partner; log p of the partner, the strangers' share, and the denominators"
     k = torch.arange(len(s), device=s.device)
     s[k,i] = -torch.inf
     s -= s.amax(1, keepdim=True)
     partner = s[k,j,None]
-    sums = s.exp_().sum(1, keepdim=True)
-    s[k,j] = 0
-    return partner - sums.log(), sums
+    s[k,j] = -torch.inf
+    strangers = s.exp_().sum(1, keepdim=True)
+    sums = strangers + partner.exp()
+    return -F.softplus(strangers.log() - partner, threshold=40), strangers/sums, sums      # −log p = log(1 + strangers/e^partner)
 
-def _add_grad(grad, s, sums, log_p, w, columns, i, j):
-    "Add what the rows `i` contribute: (G + Gᵀ)w, the partner's p − 1 apart, without cancellation where p is close to 1"
-    pull = log_p.expm1()
-    grad[i] += s @ columns / sums + pull*w[j]
-    grad[j] += pull*w[i]
+def _add_grad(grad, s, share, sums, w, columns, i, j):
+    "Add what the rows `i` contribute: (G + Gᵀ)w, the partner's p − 1 as minus the strangers' share, without cancellation where p is close to 1"
+    grad[i] += s @ columns / sums - share*w[j]
+    grad[j] -= share*w[i]
     grad.addmm_(s[:,:len(w)].T, w[i]/sums)
 
 # %% ../nbs/api/04_loss.ipynb #a82b0396
@@ -63,9 +63,9 @@ class _Chunked(torch.autograd.Function):
         for i in rows.split(chunk):
             j = (i + len(z)//2) % len(z)
             s = torch.mm(w[i], columns.T, out=buffer[:len(i)])
-            log_p, sums = _softmax_(s, i, j)
+            log_p, share, sums = _softmax_(s, i, j)
             total -= log_p.sum()
-            if grad is not None: _add_grad(grad, s, sums, log_p, w, columns, i, j)
+            if grad is not None: _add_grad(grad, s, share, sums, w, columns, i, j)
         ctx.save_for_backward(None if grad is None else grad.mul_(temperature**-0.5))
         return total
     @staticmethod
