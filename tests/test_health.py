@@ -391,6 +391,24 @@ def test_a_model_of_another_kind():
     learn = Learner(loaders(), nn.Conv2d(1, 2, 3), loss_func=lambda z, *y: z.mean(), cbs=[SimCLR(), Health(False)])
     with pytest.raises(TypeError, match='Health needs batches of'): fit(learn, 1)
 
+# ---- the share of the time that was spent waiting for data, the other column of a run
+
+def test_data_wait():
+    "By a clock that a batch moves by 3 and a step by 1"
+    from types import SimpleNamespace
+    from simclrv2_nb.scale import DataWait
+    clock = [0.]
+    class Slow(list):
+        def __iter__(self):
+            for b in list.__iter__(self): clock[0] += 3; yield b
+    class Step(Callback):
+        def after_loss(self): clock[0] += 1
+    xs = [(o,) for o in (data.train_x[:96].float()/255).split(32)]
+    learn = learner(DataWait(), Step(), dls=lambda: DataLoaders(Slow(xs), Slow(xs[:1]), device='cpu'))
+    with mock.patch('simclrv2_nb.scale.time', SimpleNamespace(perf_counter=lambda: clock[0])): fit(learn, 2)
+    assert learn.data_wait.share == .75 and clock == [2*4*4.]                     # validation does not count
+    assert [dict(zip(learn.recorder.metric_names[1:], v))['data wait %'] for v in learn.recorder.values] == [75, 75]
+
 # ---- the benchmark, tiny
 
 def test_curves(root, tmp_path):
