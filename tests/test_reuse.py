@@ -3,6 +3,7 @@ import copy, io, json, math, warnings
 import numpy as np, pytest, torch, torch.nn as nn, torch.nn.functional as F
 
 warnings.filterwarnings('ignore', category=FutureWarning)
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -223,6 +224,36 @@ def test_distillation_in_a_plain_learner(dls, images):
     with torch.no_grad(): agree = (learn.model.eval()(x).argmax(1) == teacher.model.eval()(x).argmax(1)).float().mean()
     assert agree > .8
 
+# fine-tuning, interrupted runs
+
+@pytest.mark.parametrize('make', MODELS)
+def test_fine_tuning_in_a_plain_learner(make, dls):
+    "Somebody's classifier trains on views, and is validated on the images as they are"
+    set_seed(0)
+    seen = []
+    def view(x): seen.append(len(x)); return x.flip(3)
+    learn = quiet(Learner(dls, make(4), loss_func=CrossEntropyLossFlat(), metrics=accuracy, opt_func=Adam, cbs=s2.FineTune(view)))
+    learn.fit(10, 5e-3)
+    assert seen == [32]*20 and falls([float(o) for o in learn.recorder.losses])
+
+def test_checkpoints_in_a_plain_learner(images, tmp_path):
+    "A supervised run that was cut off ends with the numbers of one that was not, to the last bit"
+    class CutOff(Callback):
+        order = 99
+        def after_epoch(self):
+            if self.epoch == 1: raise KeyboardInterrupt
+    def run(name, *cbs):
+        set_seed(0)
+        pairs = list(zip(*images))
+        dls = DataLoaders(DataLoader(pairs, bs=32, shuffle=True), DataLoader(pairs, bs=32))
+        learn = quiet(Learner(dls, Mine(4), loss_func=CrossEntropyLossFlat(), cbs=[s2.Checkpoints(tmp_path/name), *cbs]))
+        learn.fit_one_cycle(4, 1e-2)
+        return learn.model.state_dict()
+    whole = run('whole')
+    with pytest.raises(KeyboardInterrupt): run('cut', CutOff())
+    again = run('cut')
+    assert all(torch.equal(v, again[k]) for k,v in whole.items())
+
 # large batches
 
 def plain(dls, *cbs):
@@ -259,6 +290,18 @@ def test_other_peoples_features_are_judged(make, images):
     torch.testing.assert_close(h, want, rtol=1e-4, atol=1e-5)
     assert was[0] and s2.knn_accuracy(h[:32], y[:32], h[32:], y[32:], k=3) > .5
     assert s2.linear_probe(h[:32], y[:32], h[32:], y[32:], C=1.) > .5
+
+def test_other_peoples_classifiers_are_scored(images):
+    x, y = images
+    model = torchvision_model(4)
+    s = s2.evaluate_classifier(model, x, y, list('abcd'))
+    with torch.no_grad(): p = model.eval()(x).argmax(1)
+    assert abs(s.accuracy - (p == y).float().mean()) < 1e-6 and s.interval[0] <= s.accuracy <= s.interval[1]
+
+def test_images_to_label_by_other_peoples_features(images):
+    "One of each kind, whoever made the features"
+    x, y = images
+    for method in ('kmeans','farthest'): assert sorted(y[s2.propose(x.flatten(1), 4, method=method)].tolist()) == [0,1,2,3]
 
 # the pages
 
