@@ -96,7 +96,7 @@ def _sync(folder):
 class _Damaged(ValueError): pass
 
 def read_checkpoint(
-    path # A file that `Checkpoints` wrote
+    path # A file that Checkpoints wrote
 )->dict: # `['model']` is the model's `state_dict`; everything is on the CPU
     "What a checkpoint holds: tensors, numbers and plain containers. The checksum is verified first, and nothing in the file is executed"
     raw = Path(path).read_bytes()
@@ -227,7 +227,8 @@ def _differences(state, run, model):
 
 def _changed(there, here):
     "Settings of callbacks that differ; an augmentation that is yet to be chosen is not compared"
-    return [f'{k} is {there.get(k)} there and {v} here' for k,v in here.items() if there.get(k) != v and 'augment=None' not in v]
+    none = 'not used'                # a kind that an older version did not note
+    return [f'{k} is {there.get(k, none)} there and {v} here' for k,v in here.items() if there.get(k, none) != v and 'augment=None' not in v]
 
 # %% ../nbs/api/05c_resume.ipynb #4e2b273d
 _counted = {Recorder: ('lrs','iters'), ParamScheduler: ('hps',), TrackerCallback: ('best','wait'), GradientAccumulation: ('count',), MixedPrecision: ('scales',)}

@@ -96,3 +96,12 @@ def test_compiled():
     plain, compiled = trained(False), trained(True)
     assert torch._dynamo.utils.counters['inductor'], 'nothing was compiled'
     for a,b in zip(plain, compiled, strict=True): torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+def test_resumed_without_frozen_statistics():
+    "A run goes on with the callbacks it began with; a checkpoint from before the callback existed is one without it"
+    from simclrv2_nb.memory import FrozenStatistics
+    from simclrv2_nb.resume import _changed, _learning, _settings
+    frozen, plain = (_settings(fit(model(nn.BatchNorm2d(4)), images(), *cbs), _learning) for cbs in ([FrozenStatistics()], []))
+    assert _changed(frozen, plain) == ['FrozenStatistics is FrozenStatistics() there and not used here']
+    del plain['FrozenStatistics']
+    assert len(_changed(plain, frozen)) == 1 and not _changed(plain, {**frozen, 'FrozenStatistics': 'not used'})
