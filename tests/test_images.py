@@ -182,6 +182,16 @@ def test_a_changed_file_is_noticed(pics, tmp_path):
     b = load_images(pics, cache=cache, max_bad=.1)
     assert b.report.decoded == 1 - len(b.report.bad) and not (len(b) == 40 and torch.equal(a.x[0], b.x[0]))
 
+def test_a_file_that_changed_just_now_is_read_again(pics, tmp_path, monkeypatch):
+    "Two changes within one tick of the clock have one stat: it counts only if the file was older than that when it was read"
+    stats, f = ic._stats(list_images(pics))[0], pics/'cat'/'00.jpg'
+    raw, other = f.read_bytes(), (pics/'cat'/'02.jpg').read_bytes()
+    def load(raw, old):
+        f.write_bytes(raw)
+        monkeypatch.setattr(ic, '_stats', lambda files: (stats, np.full(len(stats), old)))
+        return load_images(pics, cache=tmp_path/f'{first}').x[0].clone()
+    for first in True, False: assert torch.equal(load(raw, first), load(other, True)) == first
+
 def test_links(pics, tmp_path):
     "Inside the folder they count, out of it they are left alone, and circles end"
     (tmp_path/'secret').mkdir(); (pics/'cat'/'00.jpg').rename(tmp_path/'secret'/'00.jpg')
