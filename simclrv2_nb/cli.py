@@ -482,7 +482,7 @@ def _predictor(model, from_layer=None):
     if path.suffix == '.onnx': return path
     m = _open_model(model, from_layer=from_layer)
     clf = m if isinstance(m, Classifier) else Classifier(m, from_layer)
-    for k in ('vocab','size'):
+    for k in ('vocab','size','method'):
         if hasattr(m, k): setattr(clf, k, getattr(m, k))
     return clf.float().eval()
 

@@ -72,6 +72,7 @@ class Deployed(nn.Module):
         if output not in _OUTPUTS: raise ValueError(f'output must be one of {_OUTPUTS}, got {output!r}')
         if output != 'features' and (why := _no_classes(model)): raise TypeError(f'model must give logits, {why}')
         self.size, self.output, self.vocab = _square(size), output, vocab if vocab is not None else getattr(model, 'vocab', None)
+        self.method = getattr(model, 'method', None) or 'crop'           # how a file becomes a square: not part of the graph, but of what it expects
         self.channels = channels or _image_channels(model)
         if self.channels is None: raise ValueError('channels cannot be seen from this model: say how many the images have')
         self.kernel, self.view = getattr(model, 'resize_kernel', 'tf2'), min(self.size) if view is None else view
@@ -100,6 +101,7 @@ def about(self:Deployed
     seen = f'central 0.875 of the shorter side, bicubic ({self.kernel}) to {self.view}×{self.view}' if self.rows is not None else 'no crop, no resize'
     d = dict(creator=f'simclrv2_nb {__version__}, torch {torch.__version__}', input=f'uint8 N×{self.channels}×{H}×{W}', output=self.output,
              preprocessing=f'inside: ÷255, {seen}; no mean/std outside', size=[H, W], channels=self.channels, weights_sha256=_weights_sha256(self.model))
+    if self.method != 'crop': d['method'] = self.method
     if self.vocab is not None: d['vocab'] = [str(o) for o in self.vocab]
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k,v in d.items()}
 
@@ -294,7 +296,7 @@ class _Torch:
     def __init__(self, model, size=None):
         if isinstance(model, SimCLRModel):
             c = Classifier(model)
-            c.vocab, c.size = getattr(model, 'vocab', None), getattr(model, 'size', None)
+            for k in ('vocab','size','method'): setattr(c, k, getattr(model, k, None))
             model = c
         if not isinstance(model, Classifier): raise TypeError(f'model must be a safetensors or ONNX file, or a Classifier, got {type(model).__name__}')
         size, view = size or getattr(model, 'size', None), None
@@ -302,7 +304,7 @@ class _Torch:
             if getattr(model.encoder, 'config', {}).get('cifar_stem'): raise ValueError('size is not recorded with this model: give the side of the images it was trained on, in pixels')
             size, view = 256, 224         # as the released networks are evaluated
         self.net = _fold(Deployed(model, int(size), view=view)).to(memory_format=torch.channels_last)       # the faster one on a CPU
-        self.size,self.channels,self.vocab,self.classes = int(size),self.net.channels,self.net.vocab,model.supervised.out_features
+        self.size,self.channels,self.vocab,self.classes,self.method = int(size),self.net.channels,self.net.vocab,model.supervised.out_features,self.net.method
 
     def __call__(self, x):
         with torch.inference_mode(): return self.net(x).numpy()
@@ -320,7 +322,7 @@ class _ONNX:
         self.batch, self.channels, H, self.size = [o.dim_value for o in proto.graph.input[0].type.tensor_type.shape.dim]
         if H != self.size: raise ValueError(f'{path} takes images of {H}×{self.size}, files are cut to squares: export it with one number as size')
         self.classes = proto.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-        self.vocab = json.loads(about['vocab']) if 'vocab' in about else None
+        self.vocab, self.method = json.loads(about['vocab']) if 'vocab' in about else None, about.get('method', 'crop')
         self.session, self.logits = _session(data), about['output'] == 'logits'
 
     def __call__(self, x):
@@ -370,13 +372,13 @@ def iter_predictions(
     return _stream(_predictor(model, names, size), _files(sources), top, batch, workers)
 
 # %% ../nbs/api/10a_export.ipynb #0fdb708d
-def _decoded(files, size, channels, workers, slab=8192):
+def _decoded(files, size, channels, method, workers, slab=8192):
     "`decode_files` for any number of them: what it keeps grows with theirs"
-    for i in range(0, len(files), slab): yield from decode_files(files[i:i+slab], size, channels, workers=workers, known=None)
+    for i in range(0, len(files), slab): yield from decode_files(files[i:i+slab], size, channels, method, workers, known=None)
 
 # %% ../nbs/api/10a_export.ipynb #d281258a
 def _stream(p, files, top, batch, workers):
-    waiting, threads, source = deque(), torch.get_num_threads(), _decoded(files, p.size, p.channels, workers)
+    waiting, threads, source = deque(), torch.get_num_threads(), _decoded(files, p.size, p.channels, p.method, workers)
     # one thread a batch: the threads of one network would wait for each other, and for the decoders
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool, contextlib.closing(source):
         try:

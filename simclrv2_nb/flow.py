@@ -679,8 +679,8 @@ def _pretrain(run, k, im, bs, bars, resume):
     _pretrain_pictures(run, learn, im, k)
     top1 = _last(learn, 'contrastive_accuracy')
     run.keep('pretrain', dict(images=len(im.x), epochs=k.epochs, **{'contrastive top-1': top1}, **minutes))
-    if k.queue: _save(learn.negative_queue.ema_model, run.folder/'pretrain'/'ema.safetensors', size=k.size)
-    _save(model, run.folder/'pretrain'/'model.safetensors', size=k.size)     # last: it says that the step is finished
+    if k.queue: _save(learn.negative_queue.ema_model, run.folder/'pretrain'/'ema.safetensors', size=k.size, method=k.method)
+    _save(model, run.folder/'pretrain'/'model.safetensors', size=k.size, method=k.method)     # last: it says that the step is finished
     _finish(run, 'pretrain')
     run.say(f"pretrained: contrastive top-1 {'?' if top1 is None else f'{top1:.1%}'} ({_duration(seconds)})")
     return model
@@ -709,7 +709,7 @@ def _data_words(im):
     return f'{n:,} images of {h}×{w}×{c}' + (f', {bad} files left out (see pretrain/data.txt)' if bad else '')
 
 # %% ../nbs/api/12a_flow.ipynb #ee117a9f
-def _save(model, path, vocab=None, size=None): return weights.save(model, path, vocab=vocab, size=size)
+def _save(model, path, vocab=None, size=None, method=None): return weights.save(model, path, vocab=vocab, size=size, method=method)
 
 # %% ../nbs/api/12a_flow.ipynb #0ea3b5df
 def machine():
@@ -808,7 +808,7 @@ def _state_words(run, resume):
 # %% ../nbs/api/12a_flow.ipynb #301c1cdc
 def _precision_words(names):
     half = next((o for o in names if 'MixedPrecision' in o), None)
-    return 'float32' if half is None else ('bfloat16' if half == 'CPUMixedPrecision' or torch.cuda.is_bf16_supported() else 'float16') + (', channels last' if 'ChannelsLast' in names else '')
+    return 'float32' if half is None else ('bfloat16' if half == 'CPUMixedPrecision' or torch.cuda.get_device_capability() >= (8,0) else 'float16') + (', channels last' if 'ChannelsLast' in names else '')
 
 # %% ../nbs/api/12a_flow.ipynb #52d73951
 _FEW = 100            # labels a class below which fine-tuning starts from layer 1: the paper's 1 % and 10 % of ImageNet are 13 and 128 a class
@@ -971,7 +971,7 @@ def _finetune(run, k, model, l, bars, resume):
     clf, _ = _tune(model, k, layer, l.train, l.vocab, size, bars=bars)
     seconds = time.perf_counter()-start
     run.keep('finetune', dict(labels=len(y), classes=len(y.unique()), layer=layer, why=why, minutes=round(seconds/60, 2)))
-    _save(clf, run.folder/'finetune'/'model.safetensors', l.vocab, size)
+    _save(clf, run.folder/'finetune'/'model.safetensors', l.vocab, size, run.config['pretrain']['method'])
     _finish(run, 'finetune')
     run.say(f'fine-tuned ({_duration(seconds)})')
     return clf
@@ -1037,7 +1037,7 @@ def _distill(run, k, p, teacher, im, bars, resume):
     model = _bare(learn.model).eval()
     if not run.main: return model
     run.keep('distill', dict(student=name, temperature=t, epochs=k.epochs, **minutes))
-    _save(model, run.folder/'distill'/'model.safetensors', _vocab(run), p.size)
+    _save(model, run.folder/'distill'/'model.safetensors', _vocab(run), p.size, p.method)
     _finish(run, 'distill')
     run.say(f'distilled ({_duration(seconds)})')
     return model
@@ -1133,7 +1133,7 @@ def _export(run, model, name, formats, optional):
     from simclrv2_nb import export as ex
     folder, size, res = run.folder/'export', run.config['pretrain']['size'], {}
     folder.mkdir(exist_ok=True)
-    todo = dict(safetensors=lambda: _save(model, folder/f'{name}.safetensors', model.vocab, size),
+    todo = dict(safetensors=lambda: _save(model, folder/f'{name}.safetensors', model.vocab, size, model.method),
                 torch=lambda: (ex.export_program(model, folder/f'{name}.pt2', size), folder/f'{name}.pt2')[1],
                 onnx=lambda: (ex.export_onnx(model, folder/f'{name}.onnx', size), folder/f'{name}.onnx')[1])
     for f in formats:

@@ -40,25 +40,26 @@ def _architecture(model):
     return dict(arch, supervised=None if lin is None else [lin.in_features, lin.out_features], supervised_layer=model.supervised_layer)
 
 # %% ../nbs/api/10_weights.ipynb #c23f14a9
-def _check_about(model, vocab, size):
-    "Raise an error if these cannot be the class names and the image side of `model`"
+def _check_about(model, vocab, size, method):
+    "Raise an error if these cannot be the class names and the image side of `model`, and how its images became squares"
     n = getattr(getattr(model, 'supervised', None), 'out_features', 0)
     if vocab is not None:
         if not (isinstance(vocab, list) and all(isinstance(o, str) for o in vocab)): raise ValueError(f'vocab must be a list of class names, got {str(vocab)[:80]!r}')
         if len(vocab) != n: raise ValueError(f'vocab names {len(vocab)} classes, the model has {n or "no classifier"}')
     if size is not None and (type(size) is not int or not 1 <= size <= 4096): raise ValueError(f'size must be the side of the images in pixels, 1 … 4096, got {size!r}')
+    if method not in (None,'crop','squish','pad'): raise ValueError(f"method must be 'crop', 'squish' or 'pad', got {method!r}")
 
-def _about(model, vocab, size):
-    "What is known of class names and image size, given or on the model, as JSON will have it"
-    vocab, size = (getattr(model, k, None) if v is None else v for k,v in (('vocab',vocab), ('size',size)))
+def _about(model, vocab=None, size=None, method=None):
+    "What is known of class names, image size and how squares were made, given or on the model, as JSON will have it"
+    vocab, size, method = (getattr(model, k, None) if v is None else v for k,v in dict(vocab=vocab, size=size, method=method).items())
     if vocab is not None and not isinstance(vocab, str): vocab = [str(o) for o in vocab]
     if hasattr(size, '__index__') and not isinstance(size, bool): size = int(size)
-    _check_about(model, vocab, size)
-    return {k: v for k,v in (('vocab',vocab), ('size',size)) if v is not None}
+    _check_about(model, vocab, size, method)
+    return {k: v for k,v in dict(vocab=vocab, size=size, method=method).items() if v is not None}
 
 # %% ../nbs/api/10_weights.ipynb #f6509c4f
 def _build(arch, n, about=False):
-    "The module that `arch` describes, on the `meta` device; `n` tensors are there to fill it. With `about` it gets its `vocab` and `size`, where they are known"
+    "The module that `arch` describes, on the `meta` device; `n` tensors are there to fill it. With `about` it gets its `vocab`, `size` and `method`, where they are known"
     layers = arch['head']['num_layers']
     if layers > n: raise ValueError(f'a head of {layers} layers, but {n} tensors')
     with torch.device('meta'):
@@ -70,7 +71,9 @@ def _build(arch, n, about=False):
             m.supervised = nn.Linear(n_in, n_out)
     m.resize_kernel = arch.get('resize_kernel', 'tf2')
     if m.resize_kernel not in ('tf1','tf2'): raise ValueError(f"resize_kernel must be 'tf1' or 'tf2', got {m.resize_kernel!r}")
-    if about: m.vocab, m.size = arch.get('vocab'), arch.get('size'); _check_about(m, m.vocab, m.size)
+    if about:
+        m.vocab, m.size, m.method = map(arch.get, ('vocab','size','method'))
+        _check_about(m, m.vocab, m.size, m.method)
     if arch['kind'] == 'Classifier': return m
     m.supervised_layer = k = arch['supervised_layer']
     if k is not None and k not in range(layers+1): raise ValueError(f'supervised_layer must be 0 … {layers}, got {k!r}')
@@ -104,10 +107,11 @@ def save(
     model:nn.Module, # A SimCLRModel or a Classifier on a ResNet; on any device, in any memory format
     path, # File to write, by habit `.safetensors`; its folder is made if need be
     vocab=None, # Class names, in the classifier's order; None: `model.vocab`, if there is one
-    size:int=None # Side in pixels of the images it was trained on; None: `model.size`, if there is one
+    size:int=None, # Side in pixels of the images it was trained on; None: `model.size`, if there is one
+    method:str=None # How files became squares of that size: 'crop', 'squish' or 'pad'; None: `model.method`, if there is one, else 'crop' is taken
 )->Path: # The file
     "Write a model's numbers and architecture; the file appears whole or not at all"
-    path, arch = Path(path), {**_architecture(model), **_about(model, vocab, size)}
+    path, arch = Path(path), {**_architecture(model), **_about(model, vocab, size, method)}
     arch = json.dumps(arch, default=lambda o: o.item())    # numpy's numbers too
     tensors = {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
     if bad := _misfits(_build(json.loads(arch), len(tensors)), tensors):
@@ -155,7 +159,7 @@ def load(
 # %% ../nbs/api/10_weights.ipynb #334e148b
 def info(
     path # A file that save wrote
-)->dict: # The architecture; `vocab` and `size` (None: not recorded); `parameters`; `sha256`, the checksum that load will verify
+)->dict: # The architecture; `vocab`, `size` and `method` (None: not recorded); `parameters`; `sha256`, the checksum that load will verify
     "What a file says about itself, from its header alone: the numbers are neither read nor verified"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'path must be a file that `weights.save` wrote, but there is no file {path}')
@@ -164,4 +168,4 @@ def info(
         arch = json.loads(meta['architecture'])
         names = {k for k,_ in _build(arch, len(shapes), about=True).named_parameters()}
     except Exception as e: raise ValueError(f'{path}: its architecture cannot be built: {type(e).__name__}: {str(e)[:200]}') from e
-    return {'vocab': None, 'size': None, **arch, 'parameters': sum(math.prod(v) for k,v in shapes.items() if k in names), 'sha256': meta.get('sha256')}
+    return {'vocab': None, 'size': None, 'method': None, **arch, 'parameters': sum(math.prod(v) for k,v in shapes.items() if k in names), 'sha256': meta.get('sha256')}

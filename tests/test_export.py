@@ -217,3 +217,17 @@ def test_missing_packages(name, shipped, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"needs {name}: pip install 'simclrv2_nb\[export\]'"): export_onnx(shipped.model, tmp_path/'m.onnx', 16)
     assert not os.listdir(tmp_path)
+
+@pytest.mark.parametrize('method', ['crop','squish','pad'])
+def test_files_become_squares_as_in_training(method, tmp_path):
+    "A wide picture, bright at one end only: the safetensors and the ONNX file see of it what the network was trained on"
+    m = classifier(encoder('r18_0.0625x_sk0', cifar_stem=True))
+    a = np.zeros((40,120,3), np.uint8); a[:,:30] = (250,120,30)
+    Image.fromarray(a).save(tmp_path/'wide.png')
+    files = weights.save(m, tmp_path/'m.safetensors', size=32, method=method), tmp_path/'m.onnx'
+    export_onnx(weights.load(files[0]), files[1])
+    with torch.no_grad(): want = m.eval()(torch.as_tensor(read_image(tmp_path/'wide.png', 32, method=method))[None]/255).softmax(1)[0]
+    for f in files:
+        (row,) = predict_files(f, tmp_path/'wide.png', top=4)
+        got = {k: q for k,q in row['top']}
+        assert [got[k] for k in sorted(got)] == pytest.approx(want.tolist(), abs=1e-4)

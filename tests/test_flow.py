@@ -122,6 +122,9 @@ def test_files(finished, photos):
     assert all(l in log for s in said for l in s.splitlines())
     assert not [o for o in tree(run) if '/.' in o or o.startswith('.') or o.endswith('.tmp')], 'temporary files left'
     assert (run/'export'/'classes.txt').read_text(encoding='utf-8').split('\n')[:2] == ['hoch é','quer']
+    from simclrv2_nb import weights
+    known = [weights.info(p) for p in sorted(run.glob('*/*.safetensors'))]
+    assert len(known) == 4 and {(o['size'], o['method']) for o in known} == {(32, 'crop')}, 'predict must make squares as training did'
 
 def test_repeat_as_a_command(finished, tmp_path):
     "config.json alone, in another process: the same models and scores to the last bit; nothing is written elsewhere"
