@@ -86,7 +86,6 @@ pytest: $(DEV_DONE)  ## run tests/
 
 export: $(DEV_DONE)  ## write simclrv2_nb/ and the docs settings from the notebooks
 	@$(RUN) nbdev_export
-	@$(RUN) nbdev_sidebar
 	@$(RUN) python -c 'from nbdev.quarto import refresh_quarto_yml as f; f()'
 
 readme: $(DEV_DONE)  ## write README.md from nbs/index.ipynb

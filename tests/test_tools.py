@@ -60,6 +60,12 @@ def test_links_within_links(tool, tmp_path, src, nested): assert len(tool('check
 @pytest.mark.parametrize('src, found', [('```python\n z, # see [`f`](https://a/b.html#f)\n```', 1), ('[`f`](https://a)', 0), ('```\n[`f`](b)\n```', 0)])
 def test_links_within_code(tool, tmp_path, src, found): assert len(tool('check_docs').Page(tmp_path, [src]).in_code) == found
 
+def test_pages_of_the_sidebar(tool):
+    f = tool('check_docs').not_in_sidebar
+    sidebar = 'website:\n  sidebar:\n    contents:\n      - a.ipynb\n      - section: B\n        contents:\n          - b/c.ipynb\n'
+    assert f(['a.ipynb','b/c.ipynb'], sidebar) == []
+    assert f(['a.ipynb','d.ipynb'], sidebar) == ['b/c.ipynb','d.ipynb'] and f(['a.ipynb','b/c.ipynb'], sidebar+'      - a.ipynb\n') == ['a.ipynb']
+
 def test_text_beside_the_title_is_told(tool, tmp_path):
     (tmp_path/'a.ipynb').write_text(json.dumps(dict(cells=[md('# Title\n\n> Summary\n\nLost.')])))
     assert tool('check_docs').lost_text(tmp_path/'a.ipynb') == ['Lost.']

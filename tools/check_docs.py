@@ -3,7 +3,8 @@
 
 Checked: links and pictures in the pages (also those nbdev made of back-ticked names), anchors, and the relative
 links of the Markdown files at the root. Also told: links within links and links within code (nbdev links names that
-stand in back-ticks, also where it should not), and text that would be lost from the site. Exit status 1 if a page
+stand in back-ticks, also where it should not), text that would be lost from the site, and pages that are not in
+its sidebar. Exit status 1 if a page
 cannot be processed, or for any of these.
 """
 import argparse, json, os, re, sys
@@ -84,6 +85,11 @@ def lost_text(path):
         return [o for o in lines if o is not quote]
     return []
 
+def not_in_sidebar(pages, sidebar):
+    "Pages that sidebar.yml does not list, and those that it lists though they are not there"
+    listed = re.findall(r'^\s*-\s+(\S+\.ipynb)\s*$', sidebar, re.M)
+    return sorted(set(pages) ^ set(listed)) + sorted({o for o in listed if listed.count(o) > 1})
+
 def broken(page, url, pages, site, base):
     "Why `url` on `page` does not resolve, or None"
     url = url.strip('<>')
@@ -127,6 +133,8 @@ def main():
     for p in sorted(source):
         if not any(o[0] in '._' for o in p.parts) and (lost := lost_text(cfg.nbs_path/p)):
             bad.append(f'{p}: the title cell holds more than title and summary, which the site drops: {lost[0][:60]!r}; move it to a cell of its own')
+    shown = [p.as_posix() for p in source if not any(o[0] in '._' for o in p.parts)]
+    bad += [f'{p}: once in nbs/ and once in nbs/sidebar.yml is how it should be' for p in not_in_sidebar(shown, (cfg.nbs_path/'sidebar.yml').read_text(encoding='utf-8'))]
     for o in bad: print(o)
     print(f'{len(docs)} pages processed, {count} links checked, {len(bad)} problems')
     return 1 if bad else 0

@@ -50,11 +50,10 @@ def main():
             if (root/o).exists(): shutil.copy(root/o, copy)
         shutil.copytree(root/nbs, copy/nbs, symlinks=True, ignore=ignore)
         nbdev(copy, 'nbdev_export')
-        nbdev(copy, 'nbdev_sidebar')
         nbdev(copy, 'python', '-c', REFRESH)
         pages = files(root/nbs, '**/*.ipynb')
         modules = files(root/lib, '**/*.py') | files(copy/lib, '**/*.py')
-        differ = compare(root/lib, copy/lib, modules) + compare(root/nbs, copy/nbs, {Path('sidebar.yml'), Path('nbdev.yml')})
+        differ = compare(root/lib, copy/lib, modules) + compare(root/nbs, copy/nbs, {Path('nbdev.yml')})
         nbdev(copy, 'nbdev_clean')
         dirty = [p for p in sorted(pages) if (root/nbs/p).read_bytes() != (copy/nbs/p).read_bytes()]
     for p in dirty: print(f'{nbs}/{p}: not clean')
