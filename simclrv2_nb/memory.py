@@ -170,8 +170,8 @@ def nt_xent_with_queue(
     queue:Tensor, # Further negatives, M×d; no gradient goes there
     temperature:float=0.1, # τ > 0
     normalize:bool=True, # Scale rows of both to length 1
-    directions:str='mean', # 'mean' over all 2N rows, or 'sum' of the two directions, see `nt_xent`
-    gather:bool=False # With the views of all processes, see `nt_xent`; the queue is to be the same on each
+    directions:str='mean', # 'mean' over all 2N rows, or 'sum' of the two directions, see nt_xent
+    gather:bool=False # With the views of all processes, see nt_xent; the queue is to be the same on each
 )->Tensor: # A number, float32 (float64 for float64 input)
     "NT-Xent with the rows of `queue` as further negatives of every view (paper, §2); a queue without rows gives `nt_xent`"
     _check_z(z)

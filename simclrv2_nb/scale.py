@@ -59,7 +59,7 @@ def _say_choice(cbs, device):
     _said.add((device.type, text))
 
 def precision_callbacks(
-    precision, # 'auto': those of `fast_precision`; None: none, so float32; or callbacks
+    precision, # 'auto': those of fast_precision; None: none, so float32; or callbacks
     dls, # The `DataLoaders`: training runs on their device …
     model # … or, where they have none, on that of the model
 )->list: # fastai callbacks
