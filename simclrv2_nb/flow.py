@@ -763,7 +763,7 @@ def _dry_run(run, k, im, bs, resume):
     set_seed(k.seed)
     learn, five = _pretrain_learner(k, im, bs), _FiveSteps()
     _peak_memory(reset=True)
-    with _across(learn), learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(max(k.epochs, 1 + 8//len(learn.dls.train)), warmup=k.warmup, cbs=five)
+    with _across(learn), learn.no_bar(), learn.no_logging(): learn.fit_warmup_cosine(max(k.epochs, 1 + 8//(len(im.x)//k.bs)), warmup=k.warmup, cbs=five)
     plan = _plan(run, k, im, learn, five, _peak_memory(), resume)
     run.say(plan)
     return plan
@@ -771,7 +771,7 @@ def _dry_run(run, k, im, bs, resume):
 # %% ../nbs/api/12a_flow.ipynb #cbd7b627
 def _plan(run, k, im, learn, five, mb, resume):
     "A dry run in words"
-    steps, model, count = len(learn.dls.train), _bare(learn.model), lambda m: f'{sum(p.numel() for p in m.parameters()):,}'
+    steps, model, count = len(im.x)//k.bs, _bare(learn.model), lambda m: f'{sum(p.numel() for p in m.parameters()):,}'
     rule = 'given' if k.lr is not None else f'{k.lr_base:.3g}·√{k.bs}' if k.lr_rule == 'sqrt' else f'{k.lr_base:.3g}·{k.bs}/256'
     warm, epoch = round(k.warmup*(k.epochs*steps if k.warmup < 1 else steps)), five.step*steps + five.validation
     lines = dict(data=f'{_data_words(im)}; {_label_words(k, im.y)}',
@@ -782,7 +782,7 @@ def _plan(run, k, im, learn, five, mb, resume):
         batches=', '.join([f'in micro-batches of {k.micro_batch}' if k.micro_batch else 'whole', f'a queue of {k.queue:,} rows' if k.queue else 'no queue']),
         precision=_precision_words([type(c).__name__ for c in learn.cbs]), machine=machine(),
         time=f'{five.step:.3g} s a step, {five.validation:.3g} s a validation: {_duration(epoch)} an epoch, {_duration(epoch*k.epochs)} in all',
-        memory='unknown' if mb is None else f"{mb:,.0f} MB{' of the GPU' if torch.cuda.is_available() else ''} at the peak",
+        memory='unknown' if mb is None else f"{mb:,.0f} MB{' of the GPU' if torch.cuda.is_available() else ''} at the peak{' of each process' if num_distrib() > 1 else ''}",
         files=_state_words(run, resume))
     if im.report is not None and im.report.bad: lines['bad files'] = '; '.join(f'{f}: {why}' for f,why in im.report.bad[:5])
     return '\n'.join(f'{a:<10} {b}' for a,b in lines.items())
