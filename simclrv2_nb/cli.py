@@ -132,10 +132,9 @@ def _seconds(step, epochs, distil_epochs, n_batches):
 # %% ../nbs/api/12_cli.ipynb #828a19ee
 def _write(path, text=None, fig=None):
     "Write a file beside its place and move it there: it is whole or not there"
-    path = Path(path); tmp = path.with_name(f'.{path.name}.tmp')
-    if fig is None: tmp.write_text(text, encoding='utf-8')
-    else: fig.savefig(tmp, format='png')
-    tmp.replace(path)
+    with weights._beside(path) as tmp:
+        if fig is None: tmp.write_text(text, encoding='utf-8')
+        else: fig.savefig(tmp, format='png')
 
 # %% ../nbs/api/12_cli.ipynb #ba91eaf2
 def _check_out(out):
@@ -323,26 +322,15 @@ def _knobs(settings, **given):
         k, v = o.split('=', 1); given[k] = _value(v)
     return {k: v for k,v in given.items() if v is not None}
 
-# %% ../nbs/api/12_cli.ipynb #15018429
-@contextmanager
-def _warnings_in_a_line():
-    "Warnings meant for people without the line of code that gave them"
-    with warnings.catch_warnings():
-        show = warnings.showwarning
-        def say(message, category, *args, **kwargs):
-            if issubclass(category, UserWarning): typer.echo(f'warning: {message}', err=True)
-            else: show(message, category, *args, **kwargs)
-        warnings.showwarning = say
-        yield
-
 # %% ../nbs/api/12_cli.ipynb #b626db4b
 @contextmanager
 def _step(run):
     "One-line errors; after Ctrl-C a word on what is there"
     import matplotlib
+    from simclrv2_nb.flow import _told
     matplotlib.use('Agg')
     try:
-        with _warnings_in_a_line(), _in_a_line(): yield
+        with _told(lambda s: typer.echo(s, err=True)), _in_a_line(): yield
     except KeyboardInterrupt:
         files = ', '.join(sorted(p.relative_to(run).as_posix() for p in Path(run).glob('*/[!.]*') if p.is_file())) or 'none yet'
         typer.echo(f'\nstopped. What is in {run} is whole: {files}. The same command goes on from there', err=True); raise typer.Exit(130)
@@ -402,7 +390,7 @@ def distill(
 # %% ../nbs/api/12_cli.ipynb #d818a6fc
 @app.command(rich_help_panel='From pictures to a classifier')
 def evaluate(
-    run:Path=_run_opt(), test:str=_opt('A folder of labelled pictures; without it what `finetune` left for testing'), k:int=_opt('Neighbours that vote'), # see its help
+    run:Path=_run_opt(), test:str=_opt('A folder of labelled pictures; without it what `finetune` left for testing'), k:int=_opt('Neighbours that vote; without it 20, or as many as the smallest class has labels'), # see its help
     seed:int=_seed_opt(), workers:int=_workers_opt(), cache:Path=_cache_opt(), config:Path=_config_opt(), # see its help
 ):
     "Step 4: accuracy with its interval, confusion and calibration of teacher and student"
@@ -438,20 +426,16 @@ def recipes(
     from simclrv2_nb import flow
     with _in_a_line(): typer.echo(flow.recipe_table(name))
 
-# %% ../nbs/api/12_cli.ipynb #c6e04abf
-def _refuse_pickle(path):
-    "A pickle is a program; it is not run for strangers"
-    with open(path, 'rb') as f: start = f.read(64)
-    if start[:1] == b'\x80' or start[:4] == b'PK\x03\x04' or path.suffix in ('.pkl','.pickle','.pt','.pth'):
-        raise ValueError(f'{path} is a pickle, and opening one runs whatever program is in it: load it in Python, if you trust it, and write it with `weights.save`')
-
 # %% ../nbs/api/12_cli.ipynb #e1095169
 def _open_model(source, ema=False, sk_ratio=None, from_layer=None):
     "The model that `source` names: a safetensors file, a TensorFlow checkpoint, or a released network"
+    from simclrv2_nb.export import _kind
     path, released = Path(source), re.fullmatch(r'(r\d+_\d+x_sk\d)/(\w+)', str(source))
     if released and not path.exists(): return weights.official(*released.groups(), ema=ema)
-    if path.is_file() and path.suffix != '.index' and '.data-' not in path.name: _refuse_pickle(path)
-    elif path.suffix != '.safetensors': return weights.from_tf(path, ema, sk_ratio, from_layer)
+    if not path.exists() and not Path(f'{path}.index').exists():
+        raise FileNotFoundError(f"no such model: there is no file or folder {source}, and released networks are called like 'r50_1x_sk1/finetuned_1pct'")
+    if not path.is_file() or path.suffix == '.index' or '.data-' in path.name: return weights.from_tf(path, ema, sk_ratio, from_layer)
+    _kind(path)                      # refuses pickles
     return weights.load(path)
 
 # %% ../nbs/api/12_cli.ipynb #09b16aca
@@ -534,9 +518,12 @@ def predict(
     with _in_a_line():
         m, names = _predictor(model, from_layer), None if classes is None else classes.read_text(encoding='utf-8').splitlines()
         if missing := [str(o) for o in images if not o.exists()]: raise FileNotFoundError(f"no such file or folder: {', '.join(missing[:3])}")
-        exact = isinstance(m, Classifier) and size is None and getattr(m, 'size', None) is None
-        rows = _as_in_the_reference(m, ex._files(images), top, names) if exact else ex.iter_predictions(m, images, top, workers=workers, names=names, size=size)
-        n, bad = _answered(rows) if out is None else _saved(rows, out, top)
+        if isinstance(m, Classifier) and size is None and getattr(m, 'size', None) is None: rows, k = _as_in_the_reference(m, ex._files(images), top, names), m.supervised.out_features
+        else:
+            p = ex._predictor(m, names, size)
+            rows, k = ex.iter_predictions(p, images, top, workers=workers), p.classes
+        n, bad = _answered(rows) if out is None else ex._save_rows(rows, out, min(top, k))
+        if out is not None: typer.echo(f'{out}: {n:,} images' + (f', {bad:,} of them could not be read (column error)' if bad else ''))
         if n == bad: raise ValueError(f"no image could be read in {', '.join(map(str, images[:3]))}")
 
 # %% ../nbs/api/12_cli.ipynb #d9b38811
@@ -547,15 +534,4 @@ def _answered(rows):
         n += 1; bad += r['error'] is not None
         if r['error'] is None: typer.echo(f"{r['file']}: " + ', '.join(f'{k} {q:.1%}' for k,q in r['top']))
         else: typer.echo(f"{r['file']} cannot be read as an image: {r['error']}", err=True)
-    return n, bad
-
-# %% ../nbs/api/12_cli.ipynb #5455339f
-def _saved(rows, out, top):
-    "A table of all images in a file, which appears whole or not at all"
-    from simclrv2_nb import export as ex
-    if out.suffix not in ('.csv','.json'): raise ValueError(f'--out must end in .csv or .json, got {out.name}')
-    n = bad = 0
-    with ex._beside(out) as tmp, open(tmp, 'w', encoding='utf-8', errors='backslashreplace', newline='') as f:
-        for r in (ex._write_csv if out.suffix == '.csv' else ex._write_json)(f, rows, top): n += 1; bad += r['error'] is not None
-    typer.echo(f'{out}: {n:,} images' + (f', {bad:,} of them could not be read (column error)' if bad else ''))
     return n, bad

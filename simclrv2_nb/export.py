@@ -7,7 +7,7 @@ __all__ = ['Deployed', 'export_program', 'export_onnx', 'iter_predictions', 'pre
            'model_card']
 
 # %% ../nbs/api/10a_export.ipynb #141a8534
-import contextlib, csv, hashlib, io, itertools, json, logging, math, os, statistics, time, warnings
+import contextlib, csv, hashlib, io, itertools, json, logging, os, statistics, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -25,6 +25,7 @@ from .images import list_images
 from .resnet import ResNet
 from .scale import cpu_has_bf16
 from . import weights
+from .weights import _beside
 
 # %% ../nbs/api/10a_export.ipynb #efbac31a
 def _square(size):
@@ -72,8 +73,7 @@ class Deployed(nn.Module):
         if output not in _OUTPUTS: raise ValueError(f'output must be one of {_OUTPUTS}, got {output!r}')
         if output != 'features' and (why := _no_classes(model)): raise TypeError(f'model must give logits, {why}')
         self.size, self.output, self.vocab = _square(size), output, vocab if vocab is not None else getattr(model, 'vocab', None)
-        self.method = getattr(model, 'method', None) or 'crop'           # how a file becomes a square: not part of the graph, but of what it expects
-        self.channels = channels or _image_channels(model)
+        self.channels, self.method = channels or _image_channels(model), getattr(model, 'method', None)
         if self.channels is None: raise ValueError('channels cannot be seen from this model: say how many the images have')
         self.kernel, self.view = getattr(model, 'resize_kernel', 'tf2'), min(self.size) if view is None else view
         matrices = _central_matrices(self.size, self.view, self.kernel) if self.view > 32 else (None, None)
@@ -101,8 +101,8 @@ def about(self:Deployed
     seen = f'central 0.875 of the shorter side, bicubic ({self.kernel}) to {self.view}×{self.view}' if self.rows is not None else 'no crop, no resize'
     d = dict(creator=f'simclrv2_nb {__version__}, torch {torch.__version__}', input=f'uint8 N×{self.channels}×{H}×{W}', output=self.output,
              preprocessing=f'inside: ÷255, {seen}; no mean/std outside', size=[H, W], channels=self.channels, weights_sha256=_weights_sha256(self.model))
-    if self.method != 'crop': d['method'] = self.method
     if self.vocab is not None: d['vocab'] = [str(o) for o in self.vocab]
+    if self.method is not None: d['method'] = self.method      # how pictures became squares in training
     return {k: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False) for k,v in d.items()}
 
 # %% ../nbs/api/10a_export.ipynb #2f561917
@@ -145,20 +145,6 @@ def _need(name, what):
     "Import an optional package, or say how to get it"
     try: return import_module(name)
     except ImportError as e: raise ImportError(f"{what} needs {name}: pip install 'simclrv2_nb[export]'") from e
-
-# %% ../nbs/api/10a_export.ipynb #14b023c7
-@contextlib.contextmanager
-def _beside(path):
-    "A name beside `path` to write to; it becomes `path` if all went well, and vanishes if not"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the name of a file')
-    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
-    try:
-        yield tmp
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())
-        tmp.replace(path)
-    finally: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/api/10a_export.ipynb #50213bf8
 @contextlib.contextmanager
@@ -296,7 +282,7 @@ class _Torch:
     def __init__(self, model, size=None):
         if isinstance(model, SimCLRModel):
             c = Classifier(model)
-            for k in ('vocab','size','method'): setattr(c, k, getattr(model, k, None))
+            c.vocab, c.size, c.method = (getattr(model, k, None) for k in ('vocab','size','method'))
             model = c
         if not isinstance(model, Classifier): raise TypeError(f'model must be a safetensors or ONNX file, or a Classifier, got {type(model).__name__}')
         size, view = size or getattr(model, 'size', None), None
@@ -304,7 +290,7 @@ class _Torch:
             if getattr(model.encoder, 'config', {}).get('cifar_stem'): raise ValueError('size is not recorded with this model: give the side of the images it was trained on, in pixels')
             size, view = 256, 224         # as the released networks are evaluated
         self.net = _fold(Deployed(model, int(size), view=view)).to(memory_format=torch.channels_last)       # the faster one on a CPU
-        self.size,self.channels,self.vocab,self.classes,self.method = int(size),self.net.channels,self.net.vocab,model.supervised.out_features,self.net.method
+        self.size,self.channels,self.vocab,self.classes,self.method = int(size),self.net.channels,self.net.vocab,model.supervised.out_features,self.net.method or 'crop'
 
     def __call__(self, x):
         with torch.inference_mode(): return self.net(x).numpy()
@@ -372,13 +358,13 @@ def iter_predictions(
     return _stream(_predictor(model, names, size), _files(sources), top, batch, workers)
 
 # %% ../nbs/api/10a_export.ipynb #0fdb708d
-def _decoded(files, size, channels, method, workers, slab=8192):
+def _decoded(files, p, workers, slab=8192):
     "`decode_files` for any number of them: what it keeps grows with theirs"
-    for i in range(0, len(files), slab): yield from decode_files(files[i:i+slab], size, channels, method, workers, known=None)
+    for i in range(0, len(files), slab): yield from decode_files(files[i:i+slab], p.size, p.channels, p.method, workers=workers, known=None)
 
 # %% ../nbs/api/10a_export.ipynb #d281258a
 def _stream(p, files, top, batch, workers):
-    waiting, threads, source = deque(), torch.get_num_threads(), _decoded(files, p.size, p.channels, p.method, workers)
+    waiting, threads, source = deque(), torch.get_num_threads(), _decoded(files, p, workers)
     # one thread a batch: the threads of one network would wait for each other, and for the decoders
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool, contextlib.closing(source):
         try:
@@ -408,11 +394,20 @@ def _write_json(f, rows, top):
     f.write('\n]\n')
 
 # %% ../nbs/api/10a_export.ipynb #e68fde59
+def _save_rows(rows, out, top):
+    "Write rows into a .csv or .json file, which appears whole or not at all: how many there were, and how many of them without an answer"
+    out, n, bad = Path(out), 0, 0
+    write = {'.csv': _write_csv, '.json': _write_json}.get(out.suffix.lower())
+    if write is None: raise ValueError(f'out must end in .csv or .json, got {out.name}')
+    with _beside(out) as tmp, open(tmp, 'w', encoding='utf-8', errors='backslashreplace', newline='') as f, contextlib.closing(rows):
+        for r in write(f, rows, top): n += 1; bad += r['error'] is not None
+    return n, bad
+
+# %% ../nbs/api/10a_export.ipynb #9bc9cfc9
 def predict_files(
     model, # A safetensors or ONNX file (never a pickle), or a Classifier
     sources, # An image, a folder, or a list of either
-    out=None, # File to write the answers to; None: they are returned
-    format:str=None, # Of `out`: 'csv' or 'json'; None: what its name says
+    out=None, # A .csv or .json file to write the answers to; None: they are returned
     top:int=3, # At most so many classes are named for each image, the most probable ones
     batch:int=64, # Images that the network sees at a time
     workers:int=2, # Processes that decode
@@ -420,16 +415,11 @@ def predict_files(
     size:int=None # Side of the images that a safetensors file or Classifier was trained on; None: what it says itself
 ): # With `out` a dict: number of `files` and of `bad` ones; else a list of rows as from `iter_predictions`
     "Say what is on images; with `out` in bounded memory, however many there are, into a file that appears whole or not at all"
-    if out is None: return list(iter_predictions(model, sources, top, batch, workers, names, size))
-    out = Path(out)
-    format = (format or out.suffix.lstrip('.') or 'csv').lower()
-    if format not in ('csv','json'): raise ValueError(f"format must be 'csv' or 'json', got {format!r}")
-    p, n, bad = _predictor(model, names, size), 0, 0
-    rows, top = iter_predictions(p, sources, top, batch, workers), min(top, p.classes)
-    with _beside(out) as tmp, open(tmp, 'w', encoding='utf-8', errors='backslashreplace', newline='') as f, contextlib.closing(rows):
-        for r in (_write_csv if format == 'csv' else _write_json)(f, rows, top): n += 1; bad += r['error'] is not None
-        f.flush()
-    return dict(files=n, bad=bad, out=out)
+    p = _predictor(model, names, size)
+    rows = iter_predictions(p, sources, top, batch, workers)
+    if out is None: return list(rows)
+    n, bad = _save_rows(rows, out, min(top, p.classes))
+    return dict(files=n, bad=bad, out=Path(out))
 
 # %% ../nbs/api/10a_export.ipynb #19d392bf
 def _torch_engine(net, threads, bf16=False):
@@ -496,6 +486,41 @@ def latency_table(
     finally: torch.set_num_threads(was)
     return rows
 
+# %% ../nbs/api/10a_export.ipynb #1bd077b0
+_PROGRAM = '''import json, numpy as np, {package}
+from PIL import Image, ImageOps
+
+{opened}
+H, W = json.loads(about['size'])
+im = ImageOps.exif_transpose(Image.open('picture.jpg')).convert('L' if about['channels'] == '1' else 'RGB')
+im = {square}
+x = np.array(im).reshape(1, H, W, -1).transpose(0, 3, 1, 2)      # bytes; the rest of the preprocessing is in the file
+p = {answer}.tolist()
+print({said})'''
+_ONNX_OPENED = '''net = onnxruntime.InferenceSession({file!r}, providers=['CPUExecutionProvider'])
+about = net.get_modelmeta().custom_metadata_map'''
+_TORCH_OPENED = '''about = {{'about.json': ''}}
+net = torch.export.load({file!r}, extra_files=about).module()
+about = json.loads(about['about.json'])'''
+_OPENERS = {'.onnx': ('onnxruntime', _ONNX_OPENED, "net.run(None, {'images': x})[0][0]"), '.pt2': ('torch', _TORCH_OPENED, 'net(torch.tensor(x))[0]')}
+_SQUARES = dict(crop='ImageOps.fit(im, (W,H), Image.Resampling.BICUBIC)', squish='im.resize((W,H), Image.Resampling.BICUBIC)', pad="ImageOps.pad(im, (W,H), Image.Resampling.BICUBIC, 'white')")
+
+# %% ../nbs/api/10a_export.ipynb #2b4a1a9f
+def _program_text(file, method, vocab):
+    "A program that says what is on a picture, and needs nothing of this package"
+    package, opened, answer = _OPENERS[Path(file).suffix]
+    said = "dict(zip(json.loads(about['vocab']), p))" if vocab else 'p'
+    return _PROGRAM.format(package=package, opened=opened.format(file=Path(file).name), square=_SQUARES[method or 'crop'], answer=answer, said=said)
+
+# %% ../nbs/api/10a_export.ipynb #2375b1b2
+def _use(path, card, model):
+    "For each file that the card is about, how to open it"
+    files = [f for f in sorted(card.parent.glob('*')) if path.is_dir() or f.stem == path.stem]
+    known = weights.info(model).get if isinstance(model, (str, os.PathLike)) else lambda k: getattr(model, k, None)
+    parts = [f"`{f.name}`, in Python with the packages {_OPENERS[f.suffix][0]} and pillow" + (' (like a pickle it may run what is in it: open only what you trust)' if f.suffix == '.pt2' else '') +
+             f":\n\n```python\n{_program_text(f, known('method'), known('vocab'))}\n```" for f in files if f.suffix in _OPENERS]
+    return '\n\n'.join([f'`{f.name}`: `simclrv2 predict {f.name} picture.jpg`, with the package simclrv2_nb.' for f in files if f.suffix == '.safetensors'] + parts)
+
 # %% ../nbs/api/10a_export.ipynb #8eb3b186
 def _lines(o, key=''):
     "A text, or the leaves of nested dicts as rows of a table"
@@ -559,12 +584,12 @@ def model_card(
     limits=None, # What it should not be used for; None: what is true of any such model
     name=None # Title; None: the file's name
 )->Path: # The card
-    "Write down what the file of a model does not say: data, recipe, scores with their protocol, seeds, licence, use and limits"
+    "Write down what the file of a model does not say: how to open it, data, recipe, scores with their protocol, seeds, licence, use and limits"
     path = Path(path)
     card = path/'README.md' if path.is_dir() else path if path.suffix == '.md' else path.with_suffix('.md')
     seeds = 'not recorded' if seeds is None else ', '.join(map(str, seeds)) if isinstance(seeds, (list,tuple,range)) else str(seeds)
-    parts = {'Model': _section(_facts(model), ''), 'Data': _section(data, 'Not described.'), 'Licence': _section(licence, 'Not stated. Ask whoever owns the images before you pass the model on.'),
+    parts = {'Model': _section(_facts(model), ''), 'Use': _use(path, card, model), 'Data': _section(data, 'Not described.'), 'Licence': _section(licence, 'Not stated. Ask whoever owns the images before you pass the model on.'),
              'Recipe': _section(recipe, 'Not recorded.') + f'\n\nSeeds: {seeds}. Made with simclrv2_nb {__version__} and torch {torch.__version__}.',
              'Scores': _score_table(scores), 'Intended use': intended or _INTENDED, 'Limits': limits or _LIMITS}
-    with _beside(card) as tmp: tmp.write_text(f'# {name or (path.stem if path.suffix else path.name)}\n\n' + '\n\n'.join(f'## {k}\n\n{v}' for k,v in parts.items()) + '\n', encoding='utf-8')
+    with _beside(card) as tmp: tmp.write_text(f'# {name or (path.stem if path.suffix else path.name)}\n\n' + '\n\n'.join(f'## {k}\n\n{v}' for k,v in parts.items() if v) + '\n', encoding='utf-8')
     return card

@@ -7,6 +7,7 @@ __all__ = ['save', 'load', 'info', 'read_tf_checkpoint', 'from_tf', 'official']
 
 # %% ../nbs/api/10_weights.ipynb #e239ce9d
 import hashlib, json, math, os
+from contextlib import contextmanager
 from pathlib import Path
 import torch, torch.nn as nn
 from safetensors import safe_open, SafetensorError
@@ -41,7 +42,7 @@ def _architecture(model):
 
 # %% ../nbs/api/10_weights.ipynb #c23f14a9
 def _check_about(model, vocab, size, method):
-    "Raise an error if these cannot be the class names and the image side of `model`, and how its images became squares"
+    "Raise an error if these cannot be the class names, the image side and the way to squares of `model`"
     n = getattr(getattr(model, 'supervised', None), 'out_features', 0)
     if vocab is not None:
         if not (isinstance(vocab, list) and all(isinstance(o, str) for o in vocab)): raise ValueError(f'vocab must be a list of class names, got {str(vocab)[:80]!r}')
@@ -50,12 +51,12 @@ def _check_about(model, vocab, size, method):
     if method not in (None,'crop','squish','pad'): raise ValueError(f"method must be 'crop', 'squish' or 'pad', got {method!r}")
 
 def _about(model, vocab=None, size=None, method=None):
-    "What is known of class names, image size and how squares were made, given or on the model, as JSON will have it"
-    vocab, size, method = (getattr(model, k, None) if v is None else v for k,v in dict(vocab=vocab, size=size, method=method).items())
+    "What is known of class names, image size and the way to squares, given or on the model, as JSON will have it"
+    vocab, size, method = (getattr(model, k, None) if v is None else v for k,v in (('vocab',vocab), ('size',size), ('method',method)))
     if vocab is not None and not isinstance(vocab, str): vocab = [str(o) for o in vocab]
     if hasattr(size, '__index__') and not isinstance(size, bool): size = int(size)
     _check_about(model, vocab, size, method)
-    return {k: v for k,v in dict(vocab=vocab, size=size, method=method).items() if v is not None}
+    return {k: v for k,v in (('vocab',vocab), ('size',size), ('method',method)) if v is not None}
 
 # %% ../nbs/api/10_weights.ipynb #f6509c4f
 def _build(arch, n, about=False):
@@ -71,9 +72,7 @@ def _build(arch, n, about=False):
             m.supervised = nn.Linear(n_in, n_out)
     m.resize_kernel = arch.get('resize_kernel', 'tf2')
     if m.resize_kernel not in ('tf1','tf2'): raise ValueError(f"resize_kernel must be 'tf1' or 'tf2', got {m.resize_kernel!r}")
-    if about:
-        m.vocab, m.size, m.method = map(arch.get, ('vocab','size','method'))
-        _check_about(m, m.vocab, m.size, m.method)
+    if about: m.vocab, m.size, m.method = map(arch.get, ('vocab','size','method')); _check_about(m, m.vocab, m.size, m.method)
     if arch['kind'] == 'Classifier': return m
     m.supervised_layer = k = arch['supervised_layer']
     if k is not None and k not in range(layers+1): raise ValueError(f'supervised_layer must be 0 … {layers}, got {k!r}')
@@ -92,6 +91,20 @@ def _misfits(model, tensors):
         elif t.dtype != w.dtype and not {t.dtype, w.dtype} <= _FLOATS: bad.append(f'{k} is {t.dtype}, not {w.dtype}')
     return '; '.join(sorted(bad)[:3]) + (f' and {len(bad)-3} more' if len(bad) > 3 else '')
 
+# %% ../nbs/api/10_weights.ipynb #5f41a82f
+@contextmanager
+def _beside(path):
+    "A name beside `path` to write to; it becomes `path` if all went well, and vanishes if not"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir(): raise IsADirectoryError(f'{path} is a folder: give the name of a file')
+    tmp = path.with_name(f'.{path.stem}.{os.getpid()}.tmp{path.suffix}')
+    try:
+        yield tmp
+        with open(tmp, 'rb+') as f: os.fsync(f.fileno())    # on the disk before the name moves: a power cut would leave it empty
+        tmp.replace(path)
+    finally: tmp.unlink(missing_ok=True)
+
 # %% ../nbs/api/10_weights.ipynb #35fc866a
 def _digest(architecture, tensors):
     "SHA-256 of the architecture's JSON and of every name and its bytes, in the order of the names"
@@ -108,7 +121,7 @@ def save(
     path, # File to write, by habit `.safetensors`; its folder is made if need be
     vocab=None, # Class names, in the classifier's order; None: `model.vocab`, if there is one
     size:int=None, # Side in pixels of the images it was trained on; None: `model.size`, if there is one
-    method:str=None # How files became squares of that size: 'crop', 'squish' or 'pad'; None: `model.method`, if there is one, else 'crop' is taken
+    method:str=None # How pictures became squares: 'crop', 'squish' or 'pad', as in load_images; None: `model.method`, if there is one
 )->Path: # The file
     "Write a model's numbers and architecture; the file appears whole or not at all"
     path, arch = Path(path), {**_architecture(model), **_about(model, vocab, size, method)}
@@ -116,16 +129,11 @@ def save(
     tensors = {k: v.detach().cpu().contiguous() for k,v in model.state_dict().items()}
     if bad := _misfits(_build(json.loads(arch), len(tensors)), tensors):
         raise ValueError(f'model was changed after it was built, `load` could not build it again: {bad}; save its `state_dict` with safetensors')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
+    with _beside(path) as tmp:
         tmp.touch(); mode = tmp.stat().st_mode          # as any new file here: safetensors' own can be read by nobody else
-        save_file(tensors, tmp, {'format': _FORMAT, 'architecture': arch, 'sha256': _digest(arch, tensors)})
+        try: save_file(tensors, tmp, {'format': _FORMAT, 'architecture': arch, 'sha256': _digest(arch, tensors)})
+        except SafetensorError as e: raise OSError(f'{path} cannot be written: {e}') from e
         tmp.chmod(mode)
-        with open(tmp, 'rb+') as f: os.fsync(f.fileno())    # on the disk before the name moves: a power cut would leave it empty
-        tmp.replace(path)
-    except SafetensorError as e: raise OSError(f'{path} cannot be written: {e}') from e
-    finally: tmp.unlink(missing_ok=True)
     return path
 
 # %% ../nbs/api/10_weights.ipynb #93f7d141

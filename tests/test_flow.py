@@ -60,7 +60,7 @@ import numpy as np, pytest
 from PIL import Image
 
 COMMAND = str(Path(sys.executable).parent/'simclrv2')
-TINY = dict(encoder='r18_0.0625x_sk0', size=32, epochs=3, bs=8, workers=0)
+TINY = dict(encoder='r18_0.0625x_sk0', size=32, method='squish', epochs=3, bs=8, workers=0)
 
 def draw(path, c, i):
     "A bright bar on noise: across for class 0, upright for class 1"
@@ -110,7 +110,7 @@ def test_killed_and_started_again(run, root, tmp_path):
 def test_files(finished, photos):
     run, said = finished
     readme, config = (run/'README.md').read_text(encoding='utf-8'), json.loads((run/'config.json').read_text(encoding='utf-8'))
-    for f in ('pretrain/history.csv','pretrain/pairs.png','pretrain/training.png','pretrain/data.txt','finetune/labels.csv','evaluate/scores.json','evaluate/student.png','export/README.md','export/classes.txt','log.txt','results.md'):
+    for f in ('pretrain/history.csv','pretrain/pairs.png','pretrain/training.png','pretrain/data.txt','finetune/labels.csv','evaluate/scores.json','evaluate/student.png','export/student.md','export/classes.txt','log.txt','results.md'):
         assert (run/f).stat().st_size, f
     for f in tree(run):
         if '.' in f and not f.startswith('export') and f not in ('README.md','lock'): assert f'`{f}`' in readme, f'README.md does not explain {f}'
@@ -124,7 +124,7 @@ def test_files(finished, photos):
     assert (run/'export'/'classes.txt').read_text(encoding='utf-8').split('\n')[:2] == ['hoch é','quer']
     from simclrv2_nb import weights
     known = [weights.info(p) for p in sorted(run.glob('*/*.safetensors'))]
-    assert len(known) == 4 and {(o['size'], o['method']) for o in known} == {(32, 'crop')}, 'predict must make squares as training did'
+    assert len(known) == 4 and {(o['size'], o['method']) for o in known} == {(32, 'squish')}, 'predict must make squares as training did'
 
 def test_repeat_as_a_command(finished, tmp_path):
     "config.json alone, in another process: the same models and scores to the last bit; nothing is written elsewhere"
@@ -180,6 +180,7 @@ def test_other_settings_and_anew(photos, tmp_path, capsys):
     run, kw = tmp_path/'run', dict(cache=tmp_path/'cache')
     flow.pretrain(photos, run, **kw, **{**TINY, 'epochs': 1})
     flow.finetune(run, 'folder', per_class=2, steps=1, epochs=1, workers=0, **kw)
+    flow.evaluate(run, workers=0, **kw)
     old = shas(run)
     with pytest.raises(ValueError, match='epochs is 1 there and 2 here.*resume=False'): flow.pretrain(photos, run, **kw, **{**TINY, 'epochs': 2})
     with pytest.raises(ValueError, match='per_class is 2 there and 3 here'): flow.finetune(run, 'folder', per_class=3, **kw)
@@ -187,7 +188,8 @@ def test_other_settings_and_anew(photos, tmp_path, capsys):
     assert shas(run) == old and 'nothing is trained' in capsys.readouterr().out
     flow.pretrain(photos, run, resume=False, **kw, **{**TINY, 'epochs': 2})
     assert {k: v for k,v in shas(run/'old_1').items()} == old and list(shas(run)) == ['pretrain/model.safetensors']
-    assert 'finetune' not in json.loads((run/'config.json').read_text()) and 'finetune' in json.loads((run/'old_1'/'config.json').read_text())
+    for f in ('config.json','results.json'): assert 'finetune' not in json.loads((run/f).read_text()) and 'finetune' in json.loads((run/'old_1'/f).read_text())
+    assert 'test accuracy' in (run/'old_1'/'results.md').read_text() and 'test accuracy' not in (run/'results.md').read_text()
     (photos/'quer'/'new.png').write_bytes((photos/'quer'/'bild 1.png').read_bytes())
     try:
         with pytest.raises(ValueError, match='not those that the settings were made with: 40 then, 41 now'): flow.pretrain(photos, run, **kw, **{**TINY, 'epochs': 2})
@@ -265,8 +267,9 @@ def test_sizes_are_seen_in_any_source(photos):
 def test_card_tells_no_paths(finished, photos):
     "What is shipped does not say where files lay; and a student is no larger than its teacher unless asked for"
     from simclrv2_nb import flow
-    card = (finished[0]/'export'/'README.md').read_text(encoding='utf-8')
-    assert str(photos.parent) not in card and 'pretrain.encoder' in card and '| None |' not in card
+    card = (finished[0]/'export'/'student.md').read_text(encoding='utf-8')
+    assert str(photos.parent) not in card and 'pretrain.lr_base' in card and '| None |' not in card
+    assert 'finetune.lr |' in card and 'finetune.lr_base' not in card, 'Adam has its own peak'
     assert flow.own_recipe(50, 160)['distill']['student'].value == 'same'
     assert all(k.reason and k.source for r in [*flow.recipes.values(), flow.own_recipe(99, 99)] for s in ('pretrain','finetune','distill') for k in r[s].values())
 
@@ -306,13 +309,14 @@ def test_folder_that_cannot_be_written(photos, tmp_path):
     (tmp_path/'locked').mkdir(mode=0o500)
     with pytest.raises(ValueError, match='cannot be written'): flow.pretrain(photos, tmp_path/'locked'/'run', cache=tmp_path/'cache', **TINY)
 
-def test_full_disk(photos, tmp_path, monkeypatch):
-    "The reason is said, whole files stay, and the run goes on when there is room"
+@pytest.mark.parametrize('at', [2, 7])
+def test_full_disk(at, photos, tmp_path, monkeypatch):
+    "At the first file or later: the reason is said, whole files stay, and the run goes on when there is room"
     from simclrv2_nb import flow
     real, n = os.fsync, [0]
     def full(fd):
         n[0] += 1
-        if n[0] == 2: raise OSError(28, 'No space left on device')
+        if n[0] == at: raise OSError(28, 'No space left on device')
         real(fd)
     with monkeypatch.context() as m:
         m.setattr('simclrv2_nb.resume.os.fsync', full)
@@ -341,6 +345,58 @@ def test_named_data_set(tmp_path, monkeypatch):
     def offline(*args, **kwargs): raise RuntimeError('Error downloading')
     monkeypatch.setattr(sets, 'CIFAR10', offline)
     with pytest.raises(FileNotFoundError, match='cifar10 could not be fetched'): flow.pretrain('cifar10', tmp_path/'other')
+
+def test_a_card_for_each_model(finished, tmp_path):
+    "The teacher's does not take the place of the student's"
+    import shutil
+    from simclrv2_nb import flow
+    run = shutil.copytree(finished[0], tmp_path/'run')
+    before = (run/'export'/'student.md').read_text(encoding='utf-8')
+    flow.export(run, which='teacher', formats='safetensors', say=lambda s: None)
+    cards = {o: (run/'export'/f'{o}.md').read_text(encoding='utf-8') for o in ('student','teacher')}
+    assert cards['student'] == before and 'student, distilled' in before and 'teacher, fine-tuned' in cards['teacher']
+    assert all(f'simclrv2 predict {o}.safetensors' in c for o,c in cards.items())
+
+def test_settings_of_another_version(finished, tmp_path):
+    "It is said; and a setting that is not known here is refused, not dropped"
+    from simclrv2_nb import flow
+    said, config = [], json.loads((finished[0]/'config.json').read_text(encoding='utf-8')) | {'simclrv2_nb': '9.9.9'}
+    k = flow._knobs_of(flow.Run(tmp_path/'run', said.append), 'distill', {}, {'distill': flow.recipes['imagenet']['distill']}, True, config)
+    assert k == config['distill'] and said == [f'warning: the settings were made with simclrv2_nb 9.9.9, this is {flow.simclrv2_nb.__version__}: numbers may differ']
+    config['pretrain']['shiny'] = 7
+    with pytest.raises(TypeError, match="no setting 'shiny'"): flow.repeat(config, tmp_path/'run')
+    assert not (tmp_path/'run').exists()
+
+def test_neighbours(finished):
+    "No more vote than a class has labels"
+    rows = json.loads((finished[0]/'evaluate'/'scores.json').read_text(encoding='utf-8'))
+    assert rows[0]['protocol'].startswith('kNN, k = 4,')
+
+def test_wandb(tmp_path, monkeypatch):
+    "fastai's callback gets losses and measures, in a run of its own for each step that ends with the step"
+    from types import ModuleType
+    from importlib.machinery import ModuleSpec
+    from simclrv2_nb import flow
+    from simclrv2_nb.data import fashion_mnist_sample
+    calls, fake = [], ModuleType('wandb')
+    class A:
+        step, summary = 0, {}
+        def __enter__(self): return self
+        def __exit__(self, *a): calls.append(('finish',)); fake.run = None
+    def init(**kw): calls.append(('init', kw)); fake.run = A(); return fake.run
+    fake.__spec__, fake.run, fake.init, fake.config = ModuleSpec('wandb', None), None, init, type('C', (), {'update': lambda self, *a, **k: None})()
+    fake.log = lambda d, step=None: calls.append(('log', d))
+    monkeypatch.setitem(sys.modules, 'wandb', fake); monkeypatch.delitem(sys.modules, 'fastai.callback.wandb', raising=False)
+    x = fashion_mnist_sample().train_x[:64]; y = fashion_mnist_sample().train_y[:64]
+    kw = dict(say=lambda s: None, epochs=1, bs=32)
+    flow.pretrain((x, y), tmp_path/'run', recipe='fashion-mnist-sample', encoder='r18_0.0625x_sk0', log='wandb', **kw)
+    flow.finetune(tmp_path/'run', images=(x, y), per_class=2, steps=1, **kw)
+    flow.distill(tmp_path/'run', images=(x, y), log='wandb', **kw)
+    sys.modules.pop('fastai.callback.wandb')
+    inits = [c[1] for c in calls if c[0] == 'init']
+    assert [Path(o['dir']).name for o in inits] == ['pretrain','distill'] and inits[0]['config']['epochs'] == 1 and [c[0] for c in calls if c[0] != 'log'] == ['init','finish']*2
+    seen = {k for c in calls if c[0] == 'log' for k in c[1]}
+    assert {'train_loss','contrastive_accuracy','lr_0'} <= seen, seen
 
 def test_tensorboard_and_memory(tmp_path):
     "fastai's callback writes into the run folder; micro-batches and a queue"
