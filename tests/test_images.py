@@ -323,3 +323,43 @@ def test_loaders_that_a_user_made_with_fastai(pics):
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert np.isfinite(learn.recorder.losses).all() and any(not torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
     with pytest.raises(TypeError, match='loaders already'): load_images(dls)
+
+def torchvision_sets(d, monkeypatch):
+    "torchvision's own classes on small files in the formats of theirs"
+    import pickle
+    from scipy.io import savemat
+    from torchvision import datasets as T
+    rng = np.random.default_rng(0)
+    def bytes_(*shape): return rng.integers(0, 256, shape, dtype=np.uint8)
+    def jpeg(path): path.parent.mkdir(parents=True, exist_ok=True); Image.fromarray(bytes_(50, 60, 3)).save(path, 'JPEG')
+    for folder, files, key, meta in ('cifar-10-batches-py', [f'data_batch_{i}' for i in range(1, 6)], 'labels', ('batches.meta', 'label_names')), \
+                                    ('cifar-100-python', ['train'], 'fine_labels', ('meta', 'fine_label_names')):
+        (d/folder).mkdir()
+        for f in files: (d/folder/f).write_bytes(pickle.dumps({'data': bytes_(4, 3072), key: rng.integers(0, 10, 4).tolist()}))
+        (d/folder/meta[0]).write_bytes(pickle.dumps({meta[1]: [f'class {i}' for i in range(10)]}))
+    (d/'stl10_binary').mkdir()
+    for split, n in ('train', 6), ('unlabeled', 8): bytes_(n, 3, 96, 96).tofile(d/'stl10_binary'/f'{split}_X.bin')
+    (rng.integers(1, 11, 6)).astype(np.uint8).tofile(d/'stl10_binary'/'train_y.bin')
+    (d/'stl10_binary'/'class_names.txt').write_text('\n'.join('airplane bird car cat deer dog horse monkey ship truck'.split()))
+    for wnid in T.Imagenette._WNID_TO_CLASS: jpeg(d/'imagenette2-160'/'train'/wnid/f'{wnid}_1.JPEG')
+    for i in range(1, 5): jpeg(d/'flowers-102'/'jpg'/f'image_{i:05}.jpg')
+    savemat(d/'flowers-102'/'imagelabels.mat', dict(labels=[[3, 1, 2, 1]])); savemat(d/'flowers-102'/'setid.mat', dict(trnid=[[1, 2, 4]], valid=[[3]], tstid=[[3]]))
+    monkeypatch.setattr('torchvision.datasets.cifar.check_integrity', lambda *a: True)       # their checksums are of the real files
+    for cls in T.CIFAR10, T.STL10, T.Flowers102: monkeypatch.setattr(cls, '_check_integrity', lambda self: True)
+    return dict(cifar10=T.CIFAR10(d), cifar100=T.CIFAR100(d), stl10=T.STL10(d, 'train+unlabeled'), unlabelled=T.STL10(d, 'unlabeled'),
+                imagenette=T.Imagenette(d, 'train', size='160px'), flowers=T.Flowers102(d, 'train'))
+
+def test_torchvision_data_sets(tmp_path, monkeypatch):
+    "Pixels, labels and class names are those that the data sets themselves give out, one by one"
+    for name, ds in torchvision_sets(tmp_path, monkeypatch).items():
+        im = load_images(ds, cache=tmp_path/'cache')
+        assert len(im) == len(ds), name
+        for i in range(len(ds)):
+            x, y = ds[i]
+            assert y == (-1 if im.y is None else im.y[i]), name
+            if im.x.shape[-1] in (32, 96): assert (im.x[i].permute(1, 2, 0).numpy() == np.asarray(x)).all(), name
+            else: b = io.BytesIO(); x.save(b, 'PNG'); assert (im.x[i].numpy() == ic.read_image(b.getvalue())).all(), name
+        assert (im.y is None) == (name == 'unlabelled')
+        if name == 'stl10': assert (im.y[6:] == -1).all() and im.labelled()[0].shape == (6, 3, 96, 96) and im.vocab[:2] == ['airplane', 'bird']
+        if name == 'imagenette': assert im.vocab[0] == 'tench' and im.y.tolist() == list(range(10))
+        if name == 'flowers': assert im.y.tolist() == [2, 0, 0] and im.vocab[0] == 'pink primrose'
