@@ -206,6 +206,7 @@ def _shared(learn, sync_bn):
     "Loaders, batch norms and generators for several processes; afterwards, loaders and batch norms as they were"
     trainer, step, undo, old = learn.distributed_trainer, _InStep(), noop, (list(learn.dls.loaders), learn.logger)
     device = trainer.accelerator.device
+    if device.type == 'cpu': device = torch.device('cpu')        # without the number Accelerate gives it, which `torch.load` does not know
     learn.model.to(device); learn.dls.to(device)
     if sync_bn: undo = _synchronise(learn.model)
     learn.dls.loaders = [SharedDL(dl, train=i==0) for i,dl in enumerate(old[0])]

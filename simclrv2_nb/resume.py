@@ -475,7 +475,9 @@ def _open(self:Checkpoints):
         if not self.resume: self._move_away()
     self._on = True
     state = self._newest() if self.resume else None
-    if state is None: return
+    if state is None:
+        if self._fits: self._save(0, 0)    # what the fits before have left, which a `SaveModelCallback` may write over from now on
+        return
     odd = _differences(state, self._run, get_model(learn.model)) + _changed(state['settings'], _settings(learn, _learning))
     if odd: raise ValueError(f'{self._last} is of another run: {"; ".join(odd)}. Give this run another folder, or start anew with resume=False (what is there is moved, not deleted)')
     done = state['epoch'] == learn.n_epoch

@@ -149,7 +149,7 @@ def check_resume(tmp):
             if rank_distrib() and self.train_iter == kill_at: os.kill(os.getpid(), signal.SIGKILL)
         def f(): return trained(make, Callback(before_step=die), Checkpoints(folder, every=2), n_epoch=3)[1:]
         return together(f, 2)
-    whole, first, second = run(tmp/'whole'), run(tmp/'cut', 7), run(tmp/'cut')
+    whole, first, second = run(tmp/'whole'), run(tmp/'cut', 5), run(tmp/'cut')           # in the middle of an epoch
     return dict(first=first, equal=all(torch.equal(a[0], b[0]) for a,b in zip(whole, second)) and whole[0][1:] == second[0][1:], files=sorted(p.name for p in (tmp/'cut').glob('*.ckpt')))
 
 def check_not_finite(tmp):
@@ -163,6 +163,29 @@ def check_not_finite(tmp):
         try: trained(pretraining, Callback(after_loss=spoil), Checkpoints(tmp/'nan', every=2))
         except FloatingPointError as e: return str(e)
     return together(f, 2)
+
+def check_fine_tune(tmp):
+    "Two fits in a row, and the best model loaded after each; killed in the first and in the second"
+    import os, signal, torch
+    from fastai.vision.all import Callback, L, SaveModelCallback, SGD, params, rank_distrib
+    from simclrv2_nb.distributed import across_processes
+    from simclrv2_nb.resume import Checkpoints
+    def run(folder, kill_at=None):
+        def die(self):
+            if rank_distrib() and (self.n_epoch, self.train_iter) == kill_at: os.kill(os.getpid(), signal.SIGKILL)
+        def f():
+            learn = finetuning()
+            learn.finetune.augment = lambda x: x.flip(-1)           # `Mirror` counts, and no checkpoint knows how far
+            learn.path, learn.opt_func, learn.splitter = folder, SGD, lambda m: L(m.encoder, m.supervised).map(params)
+            before = weights(learn.model)
+            with learn.no_bar(), across_processes(learn), learn.no_logging():
+                learn.fine_tune(3, .5, cbs=[Callback(before_step=die), SaveModelCallback(), Checkpoints(folder, every=2)])
+            return (weights(learn.model)-before).abs().max(), weights(learn.model), [list(v) for v in learn.recorder.values]
+        return f
+    [one], two = together(run(tmp/'tune_one'), 1), together(run(tmp/'tune_two'), 2)
+    codes = [together(run(tmp/'tune_cut', k), 2) for k in ((1,2), (3,5))]
+    last = together(run(tmp/'tune_cut'), 2)
+    return dict(moved=one[0].item(), apart=max((o[1]-one[1]).abs().max().item() for o in two), codes=codes, equal=all(torch.equal(a[1], b[1]) for a,b in zip(two, last)) and two[0][2] == last[0][2])
 
 def check_folders(tmp):
     "A folder that only one of them can see: both stop"
@@ -253,6 +276,10 @@ def test_killed_and_resumed(checks):
     r = checks('resume')
     assert r['first'] == [7, -9]             # one is killed, the other ends with an error
     assert r['equal'] and r['files'] == ['step_00000008.ckpt','step_00000009.ckpt']
+
+def test_two_fits_in_a_row(checks):
+    r = checks('fine_tune')
+    assert r['moved'] > .05 and r['apart'] <= 1e-5 and r['codes'] == [[7,-9],[7,-9]] and r['equal'], r
 
 def test_not_finite(checks):
     assert all('the loss is nan after 3 steps (epoch 0)' in o and o.endswith('nan/step_00000002.ckpt') for o in checks('not_finite')), checks('not_finite')
