@@ -239,7 +239,7 @@ def driver(tmp):
 @pytest.fixture(scope='module')
 def checks(run, root, tmp_path_factory):
     tmp = tmp_path_factory.mktemp('across')
-    out = run(sys.executable, __file__, tmp, cwd=root, timeout=200).stdout
+    out = run(sys.executable, __file__, tmp, cwd=root, timeout=400).stdout
     res = json.loads((tmp/'res.json').read_text())
     def get(name):
         assert not isinstance(res[name], str), f'{res[name]}\n{out[-3000:]}'
