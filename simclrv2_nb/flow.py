@@ -806,7 +806,7 @@ def _state_words(run, resume):
 # %% ../nbs/api/12a_flow.ipynb #301c1cdc
 def _precision_words(names):
     half = next((o for o in names if 'MixedPrecision' in o), None)
-    return 'float32' if half is None else ('bfloat16' if half == 'CPUMixedPrecision' or torch.cuda.is_bf16_supported() else 'float16') + (', channels last' if 'ChannelsLast' in names else '')
+    return 'float32' if half is None else ('bfloat16' if half == 'CPUMixedPrecision' or torch.cuda.get_device_capability() >= (8,0) else 'float16') + (', channels last' if 'ChannelsLast' in names else '')
 
 # %% ../nbs/api/12a_flow.ipynb #52d73951
 _FEW = 100            # labels a class below which fine-tuning starts from layer 1: the paper's 1 % and 10 % of ImageNet are 13 and 128 a class
