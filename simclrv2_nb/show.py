@@ -58,27 +58,18 @@ def show_pairs(
                 ax.axis('on'); ax.set(xticks=[], yticks=[]); ax.spines[:].set(visible=True, color='#dddddd')     # or a white view were not to be seen
     return fig
 
-# %% ../nbs/api/11_show.ipynb #1983e70f
-def _running_mean(v, beta):
-    "Exponential mean of `v` up to each step, without the bias of starting at zero"
-    m, res = 0., []
-    for t,o in enumerate(v, 1): m = beta*m + (1-beta)*o; res.append(m/(1-beta**t))
-    return res
-
 # %% ../nbs/api/11_show.ipynb #1fd3ee19
 def plot_training(
-    losses, # Contrastive loss of each step
-    accuracy=None, # Contrastive top-1 in validation after each epoch, in [0,1]
-    smooth:float=0.9 # β of the running mean drawn over the single steps, in [0,1)
+    losses, # Contrastive loss at each step, such as fastai's recorder.losses, a running mean
+    accuracy=None # Contrastive top-1 in validation after each epoch, in [0,1]
 ): # The figure
     "The contrastive loss step by step, and the top-1 of the validation images epoch by epoch"
     if not len(losses): raise ValueError('losses is empty: nothing was trained yet')
-    if not 0 <= smooth < 1: raise ValueError(f'smooth must be in [0,1), got {smooth}')
     losses = [float(o) for o in losses]
     fig, axs = plt.subplots(1, 1 if accuracy is None else 2, figsize=(4 if accuracy is None else 7, 2.8), squeeze=False)
-    ax, steps = axs[0,0], range(1, len(losses)+1)
-    ax.plot(steps, losses, color='#bbbbbb', label='a step'); ax.plot(steps, _running_mean(losses, smooth), color='black', label='running mean')
-    ax.set(xlabel='step', ylabel='contrastive loss (nats)'); ax.legend()
+    ax = axs[0,0]
+    ax.plot(range(1, len(losses)+1), losses, color='black')
+    ax.set(xlabel='step', ylabel='contrastive loss (nats)')
     if accuracy is not None:
         ax = axs[0,1]
         ax.plot(range(1, len(accuracy)+1), [100*float(o) for o in accuracy], 'o-', color='black')
