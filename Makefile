@@ -80,7 +80,7 @@ links: $(DEV_DONE)  ## process the docs without Quarto and check every internal 
 
 pytest: $(DEV_DONE)  ## run tests/
 	@echo '== pytest: tests/'
-	@$(RUN) $(ONE_THREAD) python -m pytest tests -q -n $(JOBS) --dist loadfile
+	@$(RUN) $(ONE_THREAD) python -m pytest tests -q -n $(JOBS) --dist loadfile --durations 15
 
 ## Build
 
