@@ -35,7 +35,7 @@ def photos(tmp_path, monkeypatch):
     return tmp_path
 
 def check_run(run):
-    assert {'student.safetensors','student.onnx','student.pt2','classes.txt','README.md'} <= {o.name for o in (run/'export').iterdir()}
+    assert {'student.safetensors','student.onnx','student.pt2','classes.txt','student.md'} <= {o.name for o in (run/'export').iterdir()}
     assert (run/'README.md').exists() and 'student' in (run/'results.md').read_text(encoding='utf-8')
 
 def test_own_pictures_by_command(root, photos):
