@@ -87,8 +87,8 @@ def forward(self:Deployed,
     x # Images as they come: uint8, N×C×H×W of the size fixed at export
 ): # N×classes
     "Pixels to probabilities (or logits, or features)"
-    x = x.float() / 255
-    if self.rows is not None: x = (self.rows @ x @ self.cols.T).clamp(0, 1)
+    x = x.float()
+    x = x/255 if self.rows is None else (self.rows @ x @ (self.cols.T/255)).clamp_(0, 1)
     y = self.model(x)
     return y.softmax(1) if self.output == 'probabilities' else y
 

@@ -140,7 +140,8 @@ def to_square(
     if not array and channels in (1,3):
         im, = bands
         if im.mode == 'RGBA': im = Image.alpha_composite(Image.new('RGBA', (size,size), 'white'), im)
-        bands = im.convert('L' if channels == 1 else 'RGB').split()
+        if len(im.getbands()) != channels: im = im.convert('L' if channels == 1 else 'RGB')
+        return np.ascontiguousarray(np.asarray(im).reshape(size, size, channels).transpose(2, 0, 1))
     return np.stack([np.asarray(o) for o in bands])
 
 # %% ../nbs/api/00b_imagecache.ipynb #87ab72e5
