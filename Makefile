@@ -25,6 +25,7 @@ help:  ## list these targets
 
 ## Environment
 
+# --no-compile: Python compiles the few files that are imported, when they are; all 18 000 take over a minute.
 $(VENV_DONE):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "error: Python >= 3.10 is needed, but '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." >&2; \
@@ -41,14 +42,14 @@ $(VENV_DONE):
 $(DEMO_DONE): settings.ini setup.py | $(VENV_DONE)
 	@echo "== installing simclrv2_nb in $(VENV); PyTorch is large, so this takes some minutes, once"
 	@rm -f $@
-	@$(PIP) install -q -e .
+	@$(PIP) install -q --no-compile -e .
 	@touch $@
 
 # The dev set satisfies the demo too, so that stamp moves with it.
 $(DEV_DONE): settings.ini setup.py | $(VENV_DONE)
 	@echo "== installing simclrv2_nb[dev] in $(VENV); PyTorch is large, so this takes some minutes, once"
 	@rm -f $(DEMO_DONE) $@
-	@$(PIP) install -q -e '.[dev]'
+	@$(PIP) install -q --no-compile -e '.[dev]'
 	@touch $(DEMO_DONE) $@
 
 dev: $(DEV_DONE)  ## install the development set and nbdev's git hooks
