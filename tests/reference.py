@@ -57,13 +57,14 @@ def sampled(t, k=64):
 def samples(tensors): return np.concatenate([sampled(t) for t in tensors])
 
 @lru_cache
-def _pretrain(dtype):
-    "Four whole steps: two views, NT-Xent, the online linear classifier, weight decay, LARS, warm-up"
+def _pretrain(dtype, seed=None):
+    "Four whole steps: two views, NT-Xent, the online linear classifier, weight decay, LARS, warm-up; with a `seed`, the images in another order"
     z, model = fixture('pretrain'), model_of(cifar_stem=True).train().to(dtype)
     variables = _variables(model)
     ps = [getattr(*variables[n]) for n in z['names']]
     opt, sup = LARS(lars_groups(model, 1e-4), lr=0.), model.supervised
     x, y = torch.cat(nchw(z['x']).chunk(2, 1)).to(dtype), torch.from_numpy(z['labels']).argmax(1).repeat(2)
+    if seed is not None: i = torch.randperm(len(x)//2, generator=torch.Generator().manual_seed(seed)); i = torch.cat([i, i+len(i)]); x, y = x[i], y[i]
     res = []
     for lr in z['steps'][:,0]:
         for g in opt.param_groups: g['lr'] = lr
@@ -85,10 +86,10 @@ def pretraining_first_step():
 
 def pretraining_four_steps():
     """Parameters after each of four steps. The reference ran them in float32, and the learning rate is so high that rounding grows
-    from step to step: our own float32 run differs from our float64 run as much. So there are two numbers a step: the reference's
-    distance from our float64 run, and our float32 run's."""
-    z, wide, single = fixture('pretrain'), _pretrain(torch.float64), _pretrain(torch.float32)
-    return [(l2(z[f'step{i}/param_samples'], a['parameters']), l2(b['parameters'], a['parameters'])) for i,(a,b) in enumerate(zip(wide, single))]
+    from step to step: our own float32 runs differ from our float64 run as much, one with the images in another order by up to six times
+    as much as the next. So there are three numbers a step: distances from our float64 run of the reference, and of two of our float32 runs."""
+    z, wide, single = fixture('pretrain'), _pretrain(torch.float64), [_pretrain(torch.float32, seed) for seed in (None, 0)]
+    return [[l2(o, a['parameters']) for o in (z[f'step{i}/param_samples'], *(b[i]['parameters'] for b in single))] for i,a in enumerate(wide)]
 
 def finetuning():
     "Logits, the classifier's update, and every parameter after one step of LARS, for four ways to fine-tune (the reference: float32)"
@@ -321,7 +322,7 @@ def table():
         ('whole views', f'{views[1]} views from recorded draws, float32', '01_augment', views[0], 2e-6),
         ('random boxes', 'distribution functions, 20 000 draws against 30 000', '01_augment', crop_distribution(), .015),
         ('pretraining, first step', 'outputs, losses, all gradients, float64', '06_pretrain', pretraining_first_step(), 1e-8),
-        ('pretraining, parameters after 2, 3, 4 steps', "the reference's float32 from our float64, over our float32's from our float64", '06_pretrain', max(a/b for a,b in four[1:]), 1.),
+        ('pretraining, parameters after 2, 3, 4 steps', "the reference's float32 from our float64, over our float32's from our float64", '06_pretrain', max(a/max(b) for a,*b in four[1:]), 2.),        # chance: 0.3 to 0.95 seen
         ('fine-tuning, logits', 'four modes, float32 there, float64 here', '07_finetune', max(a for a,_ in tuned), 5e-5),
         ('fine-tuning, parameters after a step', 'four modes, float32 there, float64 here', '07_finetune', max(b for _,b in tuned), 1e-4),
         ('a checkpoint of TensorFlow', 'ResNet-18 of width 1/8: every endpoint, float32', '09b_released', checkpoint(), 2e-6),
