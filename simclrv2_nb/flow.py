@@ -531,7 +531,13 @@ def _logger(k, folder):
         import wandb
         from fastai.callback.wandb import WandbCallback
         folder.mkdir(parents=True, exist_ok=True)
-        with nullcontext() if wandb.run is not None else wandb.init(project='simclrv2_nb', dir=str(folder), config=dict(k)): yield [WandbCallback(log_preds=False, log_model=False)]
+        class Logged(WandbCallback):
+            def before_fit(self):
+                self.learn.gather_args = dict           # what fastai 2.8.12 gathers it cannot format: a number has no `vars`. `config` is there already
+                try: super().before_fit()
+                finally: del self.learn.gather_args
+        if wandb.run is not None: wandb.config.update(dict(k), allow_val_change=True)
+        with nullcontext() if wandb.run is not None else wandb.init(project='simclrv2_nb', dir=str(folder), config=dict(k)): yield [Logged(log_preds=False, log_model=False)]
 
 # %% ../nbs/api/12a_flow.ipynb #0c59050f
 class _Report(Callback):

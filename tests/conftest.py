@@ -7,7 +7,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def run_command(*cmd, cwd, timeout=600, check=True, **env):
     "Run `cmd` in `cwd` with one thread, and with `env` over the environment; stdout and stderr come back as one text"
     one_thread = dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')
-    full = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'IN_TEST')} | one_thread | {k: str(v) for k, v in env.items()}
+    full = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | one_thread | {k: str(v) for k, v in env.items()}
+    if 'PYTHONPATH' in env: full['PYTHONPATH'] = os.pathsep.join(filter(None, [full['PYTHONPATH'], os.environ.get('PYTHONPATH')]))
     r = subprocess.run([str(o) for o in cmd], cwd=cwd, env=full, timeout=timeout, stdin=subprocess.DEVNULL,
                        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if check: assert r.returncode == 0, f"{' '.join(map(str, cmd))} exited with {r.returncode}:\n{r.stdout[-6000:]}"

@@ -374,6 +374,7 @@ def test_neighbours(finished):
 
 def test_wandb(tmp_path, monkeypatch):
     "fastai's callback gets losses and measures, in a run of its own for each step that ends with the step"
+    from fastcore.basics import AttrDict
     from types import ModuleType
     from importlib.machinery import ModuleSpec
     from simclrv2_nb import flow
@@ -384,7 +385,7 @@ def test_wandb(tmp_path, monkeypatch):
         def __enter__(self): return self
         def __exit__(self, *a): calls.append(('finish',)); fake.run = None
     def init(**kw): calls.append(('init', kw)); fake.run = A(); return fake.run
-    fake.__spec__, fake.run, fake.init, fake.config = ModuleSpec('wandb', None), None, init, type('C', (), {'update': lambda self, *a, **k: None})()
+    fake.__spec__, fake.run, fake.init, fake.config = ModuleSpec('wandb', None), None, init, type('C', (), {'update': lambda self, d, **k: calls.append(('config', d))})()
     fake.log = lambda d, step=None: calls.append(('log', d))
     monkeypatch.setitem(sys.modules, 'wandb', fake); monkeypatch.delitem(sys.modules, 'fastai.callback.wandb', raising=False)
     x = fashion_mnist_sample().train_x[:64]; y = fashion_mnist_sample().train_y[:64]
@@ -394,9 +395,12 @@ def test_wandb(tmp_path, monkeypatch):
     flow.distill(tmp_path/'run', images=(x, y), log='wandb', **kw)
     sys.modules.pop('fastai.callback.wandb')
     inits = [c[1] for c in calls if c[0] == 'init']
-    assert [Path(o['dir']).name for o in inits] == ['pretrain','distill'] and inits[0]['config']['epochs'] == 1 and [c[0] for c in calls if c[0] != 'log'] == ['init','finish']*2
+    assert [Path(o['dir']).name for o in inits] == ['pretrain','distill'] and inits[0]['config']['epochs'] == 1 and [c[0] for c in calls if c[0] in ('init','finish')] == ['init','finish']*2
     seen = {k for c in calls if c[0] == 'log' for k in c[1]}
     assert {'train_loss','contrastive_accuracy','lr_0'} <= seen, seen
+    fake.run, calls[:] = A(), []                # begun by the user: it is told the settings, and goes on afterwards
+    with flow._logger(AttrDict(log='wandb', epochs=7), tmp_path): pass
+    assert calls == [('config', dict(log='wandb', epochs=7))]
 
 def test_tensorboard_and_memory(tmp_path):
     "fastai's callback writes into the run folder; micro-batches and a queue"
