@@ -1,8 +1,9 @@
-import os, subprocess, sys
+import multiprocessing as mp, os, subprocess, sys
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+mp.set_forkserver_preload(['simclrv2_nb.memory', 'numpy', 'pytest'])         # imported once for all processes that tests start by it
 
 def run_command(*cmd, cwd, timeout=600, check=True, **env):
     "Run `cmd` in `cwd` with one thread, and with `env` over the environment; stdout and stderr come back as one text"

@@ -14,7 +14,7 @@ def _child(rank, world, tmp, f, args):
 
 def run(world, tmp, f, *args):
     "What `f(rank, world, *args)` returns in each of `world` processes"
-    mp.spawn(_child, (world, str(tmp), f, args), nprocs=world)
+    mp.start_processes(_child, (world, str(tmp), f, args), nprocs=world, start_method='forkserver')
     return [torch.load(f'{tmp}/{r}.pt', weights_only=True) for r in range(world)]
 
 def hidden(world): return [torch.from_numpy(np.load(GOLDEN)[f'ntxent_{world}rep/hidden_rep{r}']) for r in range(world)]

@@ -57,7 +57,7 @@ def child(rank, world, tmp):
 def results(tmp_path_factory):
     "What each of two processes says"
     tmp = tmp_path_factory.mktemp('two')
-    mp.spawn(child, (2, str(tmp)), nprocs=2)
+    mp.start_processes(child, (2, str(tmp)), nprocs=2, start_method='forkserver')
     return [torch.load(tmp/f'{r}.pt', weights_only=True) for r in range(2)]
 
 def test_gradcache(results):
