@@ -87,6 +87,13 @@ def _torchvision(name, c, size, pretrained):
     t = w.transforms() if pretrained else None
     return _adapt_channels(m, c), (t.mean, t.std) if pretrained else _IMAGENET
 
+# %% ../nbs/api/02a_anyencoder.ipynb #c406f74c
+def _by_name(name, c, size, pretrained=False):
+    "A network of timm or torchvision by `library/name`, and its mean and deviation"
+    lib, _, of_lib = name.partition('/')
+    if lib not in ('timm','torchvision'): raise ValueError(f"name_or_module must begin with 'timm/' or 'torchvision/', or name one of ours ('r18_0.25x_sk0'), got {name!r}")
+    return (_timm if lib == 'timm' else _torchvision)(of_lib, c, size, pretrained)
+
 # %% ../nbs/api/02a_anyencoder.ipynb #d1d7525e
 def _given(m, c, pretrained):
     "A module as encoder, and the mean and deviation that a library's was trained with"
@@ -125,11 +132,11 @@ def any_encoder(
         if pretrained and norm is None: raise ValueError(f'pretrained=True says how timm and torchvision normalise, not how {type(m).__name__} does: put it into `head.Normalized` yourself')
     elif '/' not in name_or_module: return _ours(name_or_module, in_channels, size, pretrained)
     else:
-        lib, name = name_or_module.split('/', 1)
-        if lib not in ('timm','torchvision'): raise ValueError(f"name_or_module must begin with 'timm/' or 'torchvision/', or name one of ours ('r18_0.25x_sk0'), got {name_or_module!r}")
-        m, norm = (_timm if lib == 'timm' else _torchvision)(name, in_channels, size, pretrained)
+        m, norm = _by_name(name_or_module, in_channels, size, pretrained)
         m = _measured(m, name_or_module, in_channels, size, trust=False)
-    return Normalized(m, *(_cycled(v, in_channels) for v in norm)) if pretrained else m
+    if pretrained: m = Normalized(m, *(_cycled(v, in_channels) for v in norm))
+    if isinstance(name_or_module, str): m.named = dict(name=name_or_module, in_channels=in_channels, size=size, normalized=pretrained)     # for `weights.save`
+    return m
 
 # %% ../nbs/api/02a_anyencoder.ipynb #b6bc2337
 def _ours(name, c, size, pretrained):
@@ -138,3 +145,18 @@ def _ours(name, c, size, pretrained):
     if name not in official_encoders: raise ValueError(f'pretrained=True: the authors published {", ".join(official_encoders)}, not {name!r}')
     if c != 3 or size <= 32: raise ValueError(f'the published networks take images of 3 channels and more than 32 pixels, got {c} and {size}')
     return official(name).encoder
+
+# %% ../nbs/api/02a_anyencoder.ipynb #26db052f
+def _again(name, in_channels, size, normalized, like=None):
+    "The encoder that `any_encoder` gave for a name, with other numbers; `like`: the same one on the `meta` device"
+    if not (isinstance(name, str) and type(normalized) is bool and all(type(o) is int and 1 <= o <= 4096 for o in (in_channels, size))):
+        raise ValueError(f'no encoder of another library: {name!r}, {in_channels!r} channels, {size!r} pixels')
+    try: m, _ = _by_name(name, in_channels, size)
+    except (NotImplementedError, RuntimeError) as e:           # torchvision's RegNets look at numbers while they are built
+        raise ValueError(f'{name} cannot be built from shapes alone, so no file of `weights` can hold it: take another encoder, or ship it with `export_onnx`') from e
+    if like is None: m = _measured(m, name, in_channels, size, trust=False)
+    else: m.num_features = like.num_features
+    if normalized:
+        with torch.device('cpu'): m = Normalized(m, [0.]*in_channels, [1.]*in_channels)
+    m.named = dict(name=name, in_channels=in_channels, size=size, normalized=normalized)
+    return m

@@ -345,7 +345,7 @@ def pretrain(
     run:Path=_run_opt(), recipe:str=_opt('One of `simclrv2 recipes`; without it the one of the data set, or one computed for your images'), # see its help
     dry_run:bool=typer.Option(False, '--dry-run', help='Say what would be done, with time and memory measured on five steps; write nothing to the run folder'), # see its help
     epochs:int=_opt('Passes over all images'), bs:int=_opt('Images a step, over all processes'), size:int=_opt('Side of the images in pixels'), # see its help
-    encoder:str=_opt("For instance 'r18_0.25x_sk0' or 'r50_1x_sk1': depth, width, selective kernels"), temperature:float=_opt('τ of the loss'), strength:float=_opt('Of the colour changes, 0 to 1.25'), # see its help
+    encoder:str=_opt("For instance 'r18_0.25x_sk0' or 'r50_1x_sk1' (depth, width, selective kernels), 'timm/resnet18', 'torchvision/resnet18'"), temperature:float=_opt('τ of the loss'), strength:float=_opt('Of the colour changes, 0 to 1.25'), # see its help
     lr:float=_opt('Peak learning rate; without it by the rule of the recipe'), labels:str=_opt("Only to watch the run with: 'folder', a CSV, or a folder of labelled pictures"), # see its help
     micro_batch:int=_opt('Hold the activations of so many images at a time; the gradient is that of the whole batch'), queue:int=_opt('Rows of earlier embeddings as further negatives'), # see its help
     health:bool=typer.Option(None, '--health/--no-health', help='Watch for collapse and divergence'), compile:bool=typer.Option(None, '--compile', help='torch.compile the model'), # see its help

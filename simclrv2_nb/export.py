@@ -560,7 +560,7 @@ def _facts(model):
         net, n = d['encoder'], d['parameters']; classes, vocab, size = d.get('num_classes'), d['vocab'], d['size']
     else:
         enc, lin = getattr(model, 'encoder', model), getattr(model, 'supervised', None)
-        net, n = getattr(enc, 'config', type(getattr(enc, 'encoder', enc)).__name__), sum(p.numel() for p in model.parameters())
+        net, n = getattr(enc, 'named', None) or getattr(enc, 'config', type(getattr(enc, 'encoder', enc)).__name__), sum(p.numel() for p in model.parameters())
         classes, vocab, size = getattr(lin, 'out_features', None), getattr(model, 'vocab', None), getattr(model, 'size', None)
     d = {'encoder': ', '.join(f'{k} {v:g}' if isinstance(v, float) else f'{k} {v}' for k,v in net.items()) if isinstance(net, dict) else net, 'parameters': f'{n:,}'}
     if size: d['images'] = f'{size}×{size} pixels'

@@ -28,7 +28,7 @@ from .evaluate import evaluate_classifier, evaluate_features, _Central
 from .augment import SimCLRAugment, FineTuneAugment
 from .data import image_dls, label_subset, fashion_classes
 from .head import ProjectionHead, feature_dim
-from .resnet import encoder as encoder_by_name
+from .anyencoder import any_encoder, _again
 from .optim import scale_lr
 from .pretrain import pretrain_learner
 from .finetune import finetune_learner
@@ -511,8 +511,7 @@ def _fits(k, n):
 # %% ../nbs/api/12a_flow.ipynb #76de3093
 def _check_encoder(name, size, channels):
     if not isinstance(name, str): raise TypeError(f"the encoder must be a name such as 'r18_0.25x_sk0', so that config.json can hold it, got {type(name).__name__}: for your own use `pretrain_learner`")
-    if '/' in name: raise ValueError(f"a run folder holds our encoders only, such as 'r18_0.25x_sk0', got {name!r}: with those of timm and torchvision use `pretrain_learner`, `finetune_learner` and `distill_learner`")
-    with torch.device('meta'): encoder_by_name(name, in_channels=channels, cifar_stem=size <= 32)
+    with torch.device('meta'): _again(name, channels, size, False) if '/' in name else any_encoder(name, channels, size)
 
 # %% ../nbs/api/12a_flow.ipynb #8f167e9a
 def _check_log(log):
@@ -602,7 +601,7 @@ def _pretrain_learner(k, im, bs):
     x, size = im.x, im.x.shape[-1]
     seen = x[torch.linspace(0, len(x)-1, min(384, len(x))).long()]       # the top-1 is measured on these: two new views each
     dls = image_dls(x, seen, bs=bs)
-    enc = encoder_by_name(k.encoder, in_channels=x.shape[1], cifar_stem=size <= 32)
+    enc = any_encoder(k.encoder, x.shape[1], size)
     strength = k.strength if x.shape[1] in (1, 3) else 0.               # colour ops know grey and RGB
     cbs = [GradCache(k.micro_batch//max(1, num_distrib()))] if k.micro_batch else []
     if k.queue: cbs.append(NegativeQueue(k.queue, k.queue_decay))
@@ -780,7 +779,7 @@ def _plan(run, k, im, learn, five, mb, resume):
     warm, epoch = round(k.warmup*(k.epochs*steps if k.warmup < 1 else steps)), five.step*steps + five.validation
     lines = dict(data=f'{_data_words(im)}; {_label_words(k, im.y)}',
         recipe=_recipe_words(k),
-        model=f"{k.encoder}, {count(model.encoder)} parameters, and a head of {k.head_layers} layers, {count(model.head)} ({'3×3' if k.size <= 32 else '7×7'} stem)",
+        model=f"{k.encoder}, {count(model.encoder)} parameters, and a head of {k.head_layers} layers, {count(model.head)}{'' if '/' in k.encoder else f' ({3 if k.size <= 32 else 7}×{3 if k.size <= 32 else 7} stem)'}",
         training=f'{k.epochs} epochs of {steps} batches of {k.bs}: {k.epochs*steps:,} steps; LARS, peak lr {_peak(k):.4g} ({rule}), warm-up {warm} steps, weight decay {k.weight_decay:g}',
         loss=f'NT-Xent, τ = {k.temperature:g}; guessing gives {_guess(k):.2f}',
         batches=', '.join([f'in micro-batches of {k.micro_batch}' if k.micro_batch else 'whole', f'a queue of {k.queue:,} rows' if k.queue else 'no queue']),
@@ -1020,7 +1019,7 @@ def distill(
 def _student(k, p, teacher):
     "The student's name, a fresh encoder, and the temperature"
     name = p.encoder if k.student == 'same' else k.student
-    enc = encoder_by_name(name, in_channels=p.channels, cifar_stem=p.size <= 32)
+    enc = any_encoder(name, p.channels, p.size)
     smaller = sum(o.numel() for o in enc.parameters()) < sum(o.numel() for o in teacher.encoder.parameters())
     return name, enc, k.temperature if k.temperature is not None else (1. if smaller else .1)
 

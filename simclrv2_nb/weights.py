@@ -14,6 +14,7 @@ from safetensors import safe_open, SafetensorError
 from safetensors.torch import save_file
 from .resnet import ResNet
 from .head import ProjectionHead, SimCLRModel, Classifier
+from .anyencoder import _again
 from .checkpoint import read_tf_checkpoint
 from .released import from_tf, official
 
@@ -31,11 +32,14 @@ def _architecture(model):
     "What `load` needs to build `model` again"
     if type(model) not in (SimCLRModel, Classifier):
         raise TypeError(f'model must be a SimCLRModel or a Classifier, got {type(model).__name__}: take it out of its wrapper, or save its `state_dict` with safetensors')
-    for name,part,cls in [('encoder', model.encoder, ResNet)] + [('head', model.head, ProjectionHead)]*isinstance(model, SimCLRModel):
+    enc = model.encoder
+    named = None if type(enc) is ResNet else getattr(enc, 'named', None)
+    for name,part,cls in [('encoder', enc, ResNet)]*(named is None) + [('head', model.head, ProjectionHead)]*isinstance(model, SimCLRModel):
         if type(part) is not cls:
             whose = f"{type(part).__module__.split('.')[0]}'s " if type(part).__name__ == cls.__name__ else ''
-            raise TypeError(f"the model's {name} must be a {cls.__name__}, got {whose}{type(part).__name__}: save the model's `state_dict` with safetensors, and build the model in code")
-    arch = dict(kind=type(model).__name__, encoder=model.encoder.config, head=_head_args(model), resize_kernel=model.resize_kernel)
+            hint = ', or take it from `any_encoder` by name' if part is enc else ''
+            raise TypeError(f"the model's {name} must be a {cls.__name__}, got {whose}{type(part).__name__}: save the model's `state_dict` with safetensors, and build the model in code{hint}")
+    arch = dict(kind=type(model).__name__, encoder=named or enc.config, head=_head_args(model), resize_kernel=model.resize_kernel)
     if isinstance(model, Classifier): return dict(arch, from_layer=model.from_layer, num_classes=model.supervised.out_features)
     lin = model.supervised
     return dict(arch, supervised=None if lin is None else [lin.in_features, lin.out_features], supervised_layer=model.supervised_layer)
@@ -53,6 +57,7 @@ def _check_about(model, vocab, size, method):
 def _about(model, vocab=None, size=None, method=None):
     "What is known of class names, image size and the way to squares, given or on the model, as JSON will have it"
     vocab, size, method = (getattr(model, k, None) if v is None else v for k,v in (('vocab',vocab), ('size',size), ('method',method)))
+    if size is None: size = (getattr(getattr(model, 'encoder', None), 'named', None) or {}).get('size')
     if vocab is not None and not isinstance(vocab, str): vocab = [str(o) for o in vocab]
     if hasattr(size, '__index__') and not isinstance(size, bool): size = int(size)
     _check_about(model, vocab, size, method)
@@ -64,7 +69,7 @@ def _build(arch, n, about=False):
     layers = arch['head']['num_layers']
     if layers > n: raise ValueError(f'a head of {layers} layers, but {n} tensors')
     with torch.device('meta'):
-        m = SimCLRModel(ResNet(**arch['encoder']), ProjectionHead(**arch['head']))
+        m = SimCLRModel(_again(**arch['encoder']) if 'name' in arch['encoder'] else ResNet(**arch['encoder']), ProjectionHead(**arch['head']))
         if arch['kind'] == 'Classifier': m = Classifier(m, arch['from_layer'], arch['num_classes'])
         elif arch['kind'] != 'SimCLRModel': raise ValueError(f'unknown kind of model {arch["kind"]!r}')
         elif arch['supervised'] is not None:
@@ -117,7 +122,7 @@ _all_ = ['read_tf_checkpoint', 'from_tf', 'official']      # of the pages on che
 _FORMAT = 'simclrv2_nb 1'
 
 def save(
-    model:nn.Module, # A SimCLRModel or a Classifier on a ResNet; on any device, in any memory format
+    model:nn.Module, # A SimCLRModel or a Classifier, on a ResNet or what any_encoder made from a name; on any device, in any memory format
     path, # File to write, by habit `.safetensors`; its folder is made if need be
     vocab=None, # Class names, in the classifier's order; None: `model.vocab`, if there is one
     size:int=None, # Side in pixels of the images it was trained on; None: `model.size`, if there is one
@@ -161,6 +166,8 @@ def load(
     if bad := _misfits(model, tensors): raise ValueError(f'{path}: its tensors do not fit its architecture: {bad}')
     if meta.get('sha256') != _digest(meta['architecture'], tensors):
         raise ValueError(f'{path} is damaged: its checksum says that it is not what was written; copy or fetch it again')
+    if named := getattr(model.encoder, 'named', None):
+        with torch.random.fork_rng(devices=[]): model.encoder = _again(**named, like=model.encoder)       # with what is in no file, such as buffers that are not saved
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 

@@ -372,6 +372,32 @@ def test_neighbours(finished):
     rows = json.loads((finished[0]/'evaluate'/'scores.json').read_text(encoding='utf-8'))
     assert rows[0]['protocol'].startswith('kNN, k = 4,')
 
+def test_encoders_of_other_libraries(tmp_path):
+    "By name, for teacher and student, through all steps; a name that does not exist is refused before anything is written"
+    import torch
+    from simclrv2_nb import flow, weights
+    from simclrv2_nb.data import fashion_mnist_sample
+    from simclrv2_nb.export import predict_files
+    d, kw = fashion_mnist_sample(), dict(say=lambda s: None, epochs=1, bs=32)
+    both = d.train_x[:96], d.train_y[:96]
+    for name,word in (('timm/no_such_net', 'timm has no network'), ('elsewhere/resnet18', "must begin with 'timm/'")):
+        with pytest.raises(ValueError, match=word): flow.pretrain(both, tmp_path/'run', recipe='fashion-mnist-sample', encoder=name, **kw)
+    assert not (tmp_path/'run').exists()
+    plan = flow.pretrain(both, tmp_path/'run', recipe='fashion-mnist-sample', encoder='timm/test_resnet.r160_in1k', dry_run=True, **kw)
+    assert 'timm/test_resnet.r160_in1k' in str(plan) and 'stem)' not in str(plan), plan
+    flow.pretrain(both, tmp_path/'run', recipe='fashion-mnist-sample', encoder='timm/test_resnet.r160_in1k', **kw)
+    teacher = flow.finetune(tmp_path/'run', images=both, per_class=4, steps=2, **kw)
+    student = flow.distill(tmp_path/'run', images=both, student='torchvision/shufflenet_v2_x0_5', **kw)
+    assert flow.evaluate(tmp_path/'run', images=both, say=lambda s: None)
+    flow.export(tmp_path/'run', formats='safetensors', say=lambda s: None)
+    Image.fromarray(d.test_x[0,0].numpy()).save(tmp_path/'a.png')
+    for model,step in ((teacher,'finetune'), (student,'distill')):
+        again = weights.load(tmp_path/'run'/step/'model.safetensors')
+        assert again.encoder.named['name'] == dict(finetune='timm/test_resnet.r160_in1k', distill='torchvision/shufflenet_v2_x0_5')[step]
+        with torch.no_grad(): assert torch.equal(again(d.test_x[:4]/255), model.eval()(d.test_x[:4]/255))
+    [row] = predict_files(tmp_path/'run'/'distill'/'model.safetensors', tmp_path/'a.png')
+    assert row['error'] is None and len(row['top']) == 3
+
 def test_wandb(tmp_path, monkeypatch):
     "fastai's callback gets losses and measures, in a run of its own for each step that ends with the step"
     from fastcore.basics import AttrDict
